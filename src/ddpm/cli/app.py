@@ -1,0 +1,128 @@
+"""`ddpm COMMAND ...`: finds the command, runs it, and turns errors into one message and an exit code.
+
+A command is a module of this package that is cheap to import and has `HELP: str` (what `--help` opens with, examples included),
+`add(parser)` (adds its arguments) and `run(args, extra) -> int` (does the work; `extra` is what the parser did not know, `args.parser`
+the parser; returns the exit code). It is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+import ddpm
+from ddpm.config import Parser, tidy
+from ddpm.config.fields import nearest
+from ddpm.errors import ConfigError, DDPMError, DiskError
+
+COMMANDS = {
+    "train": "train a model on your data; the same command again resumes",
+    "sample": "draw samples from a trained model",
+    "inspect": "show what is in a data set, before training on it",
+    "completion": "print the script that completes commands and flags in your shell",
+}
+
+HELP = """Denoising diffusion: from your data to a trained model to samples.
+
+  ddpm train                                     train on the bundled digits: a first run, in minutes
+  ddpm inspect photos/                           what a folder, archive or array holds, and what is wrong with it
+  ddpm train --data photos/ --size 64 --out runs/photos
+  ddpm sample runs/photos --n 64                 uses the settings the model was trained with
+"""
+EPILOG = """`ddpm COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 settings, 3 data, 4 checkpoint, 5 disk,
+6 training diverged, 7 run folder in use, 130 interrupted."""
+
+
+def command_module(name: str) -> ModuleType:
+    """The module of a command, imported now."""
+    return importlib.import_module(f"ddpm.cli.{name}")
+
+
+def make_parser(commands: Sequence[str]) -> Parser:
+    """The parser of `ddpm`, with the arguments of these commands only: the others are listed, not imported."""
+    parser = Parser(prog="ddpm", description=HELP, epilog=EPILOG)
+    parser.add_argument("-V", "--version", action="version", version=f"ddpm {ddpm.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    choices = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        module = command_module(name) if name in commands else None
+        command = choices.add_parser(name, help=summary, description=module.HELP if module else summary)
+        if module:
+            module.add(command)
+            command.set_defaults(parser=command, run=module.run)
+            command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the full traceback of an error")
+            command.usage = f"{command.prog} [flags]" + "".join(
+                f" {action.metavar or action.dest.upper()}" for action in command._actions if not action.option_strings
+            )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit code: 0, that of the `DDPMError` met, 130 after Ctrl-C, 1 for anything else.
+    """
+    argv = tidy(sys.argv[1:] if argv is None else argv)
+    command = next((token for token in argv if not token.startswith("-")), None)
+    prog = f"ddpm {command}" if command in COMMANDS else "ddpm"
+    try:
+        code = _run(command, argv)
+        sys.stdout.flush()  # a closed pipe shows here, not while Python shuts down
+        return code
+    except BrokenPipeError:  # `ddpm ... | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        message, code = explain(error)
+        print(f"{prog}: {message}", file=sys.stderr)
+        return code
+
+
+def _run(command: str | None, argv: Sequence[str]) -> int:
+    if command is not None and command not in COMMANDS:
+        near = nearest(command, COMMANDS)
+        advice = f"did you mean '{near}'?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command '{command}'; {advice}")
+    parser = make_parser([command] if command else [])
+    try:
+        args, extra = parser.parse_known_args(argv)
+    except SystemExit as stop:  # --help, --version
+        return stop.code if isinstance(stop.code, int) else 0
+    if args.command is not None:
+        return args.run(args, extra)
+    if extra:
+        raise ConfigError(f"unknown flag '{extra[0]}'; see ddpm --help")
+    parser.print_help(sys.stderr)
+    return ConfigError.exit_code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What to tell about an error, and the exit code."""
+    if isinstance(error, DDPMError):
+        lines = str(error).splitlines()
+        text = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems", *lines])
+        return f"error: {text}", error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        reason = (str(error).splitlines() or ["the machine has no more to give"])[0]
+        return f"error: out of memory: {reason}\n  use a smaller batch or model, or a smaller --size", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        full = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"error: {reason}", DiskError.exit_code if error.errno in full else 1
+    reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    return f"internal error: {reason}\n  this is a bug, not something you did; --debug shows where", 1

@@ -1,0 +1,28 @@
+"""`Found`: what a reader hands on, before the split is drawn and the card is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.data.dataset import Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Samples (N, *shape) channels first, their conditions, and what was noticed while reading them."""
+
+    name: str
+    kind: Literal["image", "array"]
+    samples: Samples
+    cond: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    vector: tuple[str, ...] = ()
+    bins: tuple[float, float] | None = None
+    held: NDArray[np.int64] | None = None  # rows of a validation set that came with the data; None: draw one
+    unreadable: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()

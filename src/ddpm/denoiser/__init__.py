@@ -1,0 +1,51 @@
+"""Where a network, its process and its parameterization meet; the codec between data and the space diffused in; denoisers with exact answers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ddpm.denoiser.card import Card
+from ddpm.denoiser.clock import CLOCKS, Clock, Index, LogSNRClock, default_clock
+from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.parameterization import (
+    PARAMETERIZATIONS,
+    X0,
+    EDMPreconditioning,
+    Eps,
+    Flow,
+    Parameterization,
+    PosteriorMean,
+    Prediction,
+    Score,
+    V,
+    legal,
+    reaches_zero,
+)
+
+if TYPE_CHECKING:
+    from ddpm.denoiser.denoiser import BoundModel as BoundModel
+    from ddpm.denoiser.denoiser import Cond as Cond
+    from ddpm.denoiser.denoiser import Denoiser as Denoiser
+    from ddpm.denoiser.denoiser import Model as Model
+    from ddpm.denoiser.denoiser import NetworkDenoiser as NetworkDenoiser
+    from ddpm.denoiser.exact import Mixture as Mixture
+    from ddpm.denoiser.exact import finite as finite
+    from ddpm.denoiser.exact import gaussian as gaussian
+
+_MODULES = {  # these are torch modules, imported when first asked for
+    **dict.fromkeys(("BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser"), "ddpm.denoiser.denoiser"),
+    **dict.fromkeys(("Mixture", "finite", "gaussian"), "ddpm.denoiser.exact"),
+}
+
+__all__ = [
+    *("CLOCKS", "PARAMETERIZATIONS", "X0", "BoundModel", "Card", "Clock", "Codec", "Cond", "Denoiser", "EDMPreconditioning", "Eps", "Flow"),
+    *("Index", "LogSNRClock", "Mixture", "Model", "NetworkDenoiser", "Parameterization", "PosteriorMean", "Prediction", "Score", "V"),
+    *("default_clock", "finite", "gaussian", "legal", "reaches_zero"),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ddpm.denoiser' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,0 +1,140 @@
+"""Denoisers: the only place where a network, its process and its parameterization meet, and what a checkpoint stores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.denoiser.clock import Clock
+from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.parameterization import Parameterization, Prediction, V, legal
+from ddpm.errors import ConfigError
+from ddpm.process import At, Process
+
+Cond = Mapping[str, Tensor] | None
+
+
+class Model(Protocol):
+    """All a sampler sees: a denoiser with its condition bound."""
+
+    meaning: str  # "mean": E[x0 | x]; "map": a consistency student, which refuses ODE samplers
+
+    @property
+    def process(self) -> Process:
+        """The process the predictions belong to."""
+        ...
+
+    def __call__(self, x: Tensor, at: At) -> Prediction:
+        """x (B, *D) at an instant -> x0 and eps."""
+        ...
+
+    def residual(self, at: At) -> Tensor:
+        """E|x0 - E[x0|x_t]|^2 per entry at the instant, for analytic variances."""
+        ...
+
+
+class Denoiser(nn.Module, ABC):
+    """(x, at, cond) -> Prediction; x (B, *D), at broadcast over it, cond a mapping of (B, ...) tensors or None."""
+
+    meaning: str = "mean"
+    needs_grad: ClassVar[bool] = False
+    process: Process
+    parameterization: Parameterization = V()  # the basis losses compare in
+    log_snr_range: tuple[float, float] = (-float("inf"), float("inf"))  # where the predictions can be trusted
+    shape: tuple[int, ...]  # D
+    codec: Codec | None = None  # None: the data are diffused as they are
+
+    @abstractmethod
+    def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
+        """x0 and eps with alpha x0 + sigma eps = x."""
+
+    @abstractmethod
+    def residual(self, at: At) -> Tensor:
+        """E|x0 - E[x0|x_t]|^2 per entry, shaped as at.t; ConfigError where it is not known."""
+
+    def null(self, cond: Cond) -> Cond:
+        """The condition that says nothing: the same mapping with `null` set for every sample."""
+        if not cond:
+            return cond
+        some = next(iter(cond.values()))
+        return {**cond, "null": torch.ones(len(some), dtype=torch.bool, device=some.device)}
+
+    def bind(self, cond: Cond = None) -> BoundModel:
+        """The model a sampler sees: this denoiser at one condition."""
+        return BoundModel(self, cond)
+
+    def score(self, x: Tensor, at: At, cond: Cond = None) -> Tensor:
+        """grad_x log p_t(x) = -eps/sigma. Reference: Song et al., 2021, arXiv:2011.13456, eq. 7."""
+        return -self(x, at, cond).eps / at.sigma
+
+
+class BoundModel:
+    """A denoiser with its condition bound; see `Model`."""
+
+    def __init__(self, denoiser: Denoiser, cond: Cond) -> None:
+        self.denoiser, self.cond = denoiser, cond
+        self.meaning, self.needs_grad = denoiser.meaning, denoiser.needs_grad
+
+    @property
+    def process(self) -> Process:
+        """The denoiser's process."""
+        return self.denoiser.process
+
+    def __call__(self, x: Tensor, at: At) -> Prediction:
+        """The denoiser's prediction under the bound condition."""
+        return self.denoiser(x, at, self.cond)
+
+    def residual(self, at: At) -> Tensor:
+        """The denoiser's residual moment."""
+        return self.denoiser.residual(at)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network that predicts F from c_in x, a clock reading and a condition. Refuses illegal pairs of schedule and parameterization.
+
+    network: (x, c_noise (B,), cond) -> (B, C, *axes), or (B, 2C, *axes) with a learned variance, whose second half f gives v = (f + 1)/2
+    (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15).
+    """
+
+    def __init__(
+        self, network: nn.Module, process: Process, parameterization: Parameterization, clock: Clock, codec: Codec, shape: tuple[int, ...], *, learned_variance: bool = False
+    ) -> None:
+        super().__init__()
+        reason = legal(process.schedule, parameterization)
+        if reason:
+            raise ConfigError(f"parameterization: {reason}")
+        self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
+        self.codec, self.shape, self.learned_variance = codec, shape, learned_variance
+        slack = 1e-6  # a plan's instants are recomputed from the grid
+        self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
+        self.register_buffer("residual_log_snr", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("residual_value", torch.empty(0, dtype=torch.float64))
+
+    def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
+        """One network call; the change of basis in x's precision."""
+        c_in = self.parameterization.scale(at)
+        c_noise = self.clock(at).reshape(-1).expand(len(x))
+        output = self.network(c_in * x, c_noise, cond).to(x.dtype)
+        variance = None
+        if self.learned_variance:
+            output, raw = output.chunk(2, dim=1)
+            variance = (raw + 1.0) / 2.0
+        return self.parameterization.predict(output, x, at, self.process, variance)
+
+    def measure_residual(self, log_snr: Tensor, value: Tensor) -> None:
+        """Keep the measured E|x0 - x0_hat|^2 per entry at rising log-SNRs, for analytic variances."""
+        self.residual_log_snr, self.residual_value = log_snr.to(self.residual_log_snr), value.to(self.residual_value)
+
+    def residual(self, at: At) -> Tensor:
+        """Interpolated linearly in log-SNR between the measured levels, constant beyond them."""
+        if not len(self.residual_log_snr):
+            raise ConfigError("variance 'analytic': this model holds no residual moments; they are measured when training ends on held-out data")
+        levels, values = self.residual_log_snr.cpu(), self.residual_value.cpu()
+        wanted = at.log_snr.to(levels).clamp(levels[0], levels[-1])
+        right = torch.searchsorted(levels, wanted.contiguous()).clamp(1, len(levels) - 1)
+        share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])
+        return torch.lerp(values[right - 1], values[right], share).to(at.t)

@@ -1,0 +1,214 @@
+"""Parts the U-Net is built of, for 1, 2 or 3 spatial axes, with the initialisation of Ho et al. 2020.
+
+Each part has a plain way and, where it pays, a fast one, which gives the same numbers up to rounding; `reference` chooses the plain way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+ENOUGH = 256  # positions (batch times sizes) from which the transposed convolution pays for making its weights
+SHORT = 1024  # positions up to which a whole table of attention weights is cheaper on the CPU than the fused kernel
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
+
+
+class Part(nn.Module):
+    """A part with a fast way and a plain one; `plain` is set by `reference`."""
+
+    plain: bool = False
+
+
+@contextmanager
+def reference(network: nn.Module) -> Iterator[None]:
+    """Within this context `network` computes by the textbook: softmax attention spelled out, repeat then convolve, nothing in place."""
+    parts = [(part, part.plain) for part in network.modules() if isinstance(part, Part)]
+    try:
+        for part, _ in parts:
+            part.plain = True
+        yield
+    finally:
+        for part, before in parts:
+            part.plain = before
+
+
+def dense(inputs: int, outputs: int, *, zero: bool = False) -> nn.Linear:
+    """A linear layer that starts as `start` says."""
+    return start(nn.Linear(inputs, outputs), zero)
+
+
+def conv(axes: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, padding: int = 1, zero: bool = False) -> Convolution:
+    """A convolution over `axes` spatial axes that starts as `start` says."""
+    return start(CONVOLUTIONS[axes - 1](inputs, outputs, kernel, stride=stride, padding=padding), zero)
+
+
+def start(layer: Layer, zero: bool) -> Layer:
+    """Biases at zero; weights at zero, or uniform in +-sqrt(6 / (fan_in + fan_out)).
+
+    Deviation: Ho et al. scale the variance of the zero ones by 1e-10 instead; here they are exactly zero.
+    Reference: Glorot, Bengio 2010, equation 16; the choice of Ho et al. 2020, arXiv 2006.11239.
+    """
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group norm with at most `groups` groups: the most that divide `channels` and leave 4 or more in each; one group if none do.
+
+    A group of one channel would subtract the time embedding that has just been added to it.
+    """
+    fitting = [count for count in range(1, groups + 1) if channels % count == 0 and channels // count >= 4]
+    return nn.GroupNorm(max(fitting, default=1), channels, eps=1e-6)
+
+
+def swish(x: Tensor, plain: bool) -> Tensor:
+    """x sigmoid(x) of a tensor nobody else needs: the fast way writes over it where no gradient is wanted."""
+    return F.silu(x, inplace=not plain and not x.requires_grad)
+
+
+def spread(embedding: Tensor, like: Tensor) -> Tensor:
+    """(B, C) as (B, C, 1, ..., 1), to broadcast against `like` (B, C, *axes)."""
+    return embedding.view(*embedding.shape, *[1] * (like.ndim - 2))
+
+
+class Upsample(Part):
+    """Twice the size: each entry repeated, then a convolution with 3 taps an axis.
+
+    The fast way is one transposed convolution with stride 2 and 4 taps, `stretched(weight)`: the same sums, without multiplying each
+    repeated entry again (2D: 4/9 of the products). Used on the CPU, when the batch is large enough to pay for making the weights.
+    """
+
+    def __init__(self, axes: int, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(axes, channels, channels)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, *axes) to (B, C, *2 axes); the embedding is not used."""
+        if self.plain or x.device.type != "cpu" or x.numel() < ENOUGH * x.shape[1]:
+            return self.conv(repeat(x))
+        return TRANSPOSED[x.ndim - 3](x, stretched(self.conv.weight), self.conv.bias, stride=2, padding=1)
+
+
+def stretched(weight: Tensor) -> Tensor:
+    """The weight (in, out, 4, ...) whose transposed convolution (stride 2, padding 1) equals repeating, then convolving with `weight`.
+
+    Along each axis (w0, w1, w2) becomes (w2, w1 + w2, w0 + w1, w0): output 2i + d, d = -1..2, meets input i through every tap that
+    lands on one of its two copies.
+    """
+    for axis in range(2, weight.ndim):
+        first, second, third = weight.split(1, dim=axis)
+        weight = torch.cat([third, second + third, first + second, first], dim=axis)
+    return weight.transpose(0, 1)
+
+
+class Downsample(Part):
+    """Half the size: a convolution with stride 2, padded by one zero at the end of each axis only."""
+
+    def __init__(self, axes: int, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(axes, channels, channels, stride=2, padding=0)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, *axes) to (B, C, *axes / 2); the embedding is not used."""
+        return self.conv(F.pad(x, (0, 1) * (x.ndim - 2)))
+
+
+def repeat(x: Tensor) -> Tensor:
+    """Twice the size on every axis, each entry repeated."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def pool(x: Tensor) -> Tensor:
+    """Half the size on every axis, by averages of two."""
+    return POOLS[x.ndim - 3](x, 2)
+
+
+class ResidualBlock(Part):
+    """h = conv1(swish(norm1(x))); h takes the embedding; return shortcut(x) + conv2(dropout(swish(norm2(h)))).
+
+    The embedding e (B, E), already through swish, enters as h + W e, or with `film` as norm2(h) (1 + scale) + shift, (scale, shift) = W e.
+    With `resize`, both h after norm1 and x are halved ("down", averages) or doubled ("up", repeats).
+
+    Reference: Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal, Nichol 2021, arXiv 2105.05233, section 3 (`film`, `resize`).
+    """
+
+    def __init__(
+        self, axes: int, inputs: int, outputs: int, width: int, *, groups: int, dropout: float, film: bool, zero: bool, resize: str = ""
+    ) -> None:
+        super().__init__()
+        self.film, self.dropout = film, dropout
+        self.resize = {"": None, "down": pool, "up": repeat}[resize]
+        self.norm1 = group_norm(inputs, groups)
+        self.conv1 = conv(axes, inputs, outputs)
+        self.project = dense(width, 2 * outputs if film else outputs)
+        self.norm2 = group_norm(outputs, groups)
+        self.conv2 = conv(axes, outputs, outputs, zero=zero)
+        self.shortcut = conv(axes, inputs, outputs, kernel=1, padding=0) if inputs != outputs else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, inputs, *axes), emb (B, width); returns (B, outputs, *axes), resized where asked."""
+        h = swish(self.norm1(x), self.plain)
+        if self.resize is not None:
+            h, x = self.resize(h), self.resize(x)
+        h = self.conv1(h)
+        shift = spread(self.project(emb), h)
+        if self.film:
+            scale, shift = shift.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(self.plus(h, shift))
+        h = self.conv2(F.dropout(swish(h, self.plain), self.dropout, self.training))
+        return self.plus(h, x if self.shortcut is None else self.shortcut(x))
+
+    def plus(self, h: Tensor, other: Tensor) -> Tensor:
+        """h + other; the fast way overwrites h, a convolution's own output, which its gradient does not need."""
+        return h + other if self.plain else h.add_(other)
+
+
+class Attention(Part):
+    """x + proj(softmax(q k^T / sqrt(d)) v), over all positions, on the normed x, in `heads` heads of d channels.
+
+    Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; placed as in Ho et al. 2020, arXiv 2006.11239, appendix B.
+    """
+
+    def __init__(self, channels: int, heads: int, *, groups: int, zero: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels, groups)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        with torch.no_grad():
+            self.qkv.weight.copy_(torch.cat([dense(channels, channels).weight for _ in range(3)]))
+            self.qkv.bias.zero_()
+        self.proj = dense(channels, channels, zero=zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, *axes); returns the same shape."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.plain:
+            h = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
+        elif self.heads == 1 and tokens.device.type == "cpu" and tokens.shape[1] <= SHORT:
+            h = short_attention(q[:, 0], k[:, 0], v[:, 0]).unsqueeze(1)
+        else:
+            h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(h.transpose(1, 2).flatten(2)).transpose(1, 2).view_as(x)
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, N, d), by two batched products: for one wide head, quicker on a CPU than the fused kernel."""
+    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+    return torch.bmm(scores.softmax(dim=-1), v)

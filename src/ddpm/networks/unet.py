@@ -1,0 +1,128 @@
+"""The U-Net of Ho et al. 2020, for signals, pictures and volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddpm.errors import ConfigError
+from ddpm.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, conv, group_norm
+from ddpm.networks.config import CondSpec, UNetConfig, nearest_sizes
+from ddpm.networks.embeddings import Cond, Embedding, with_image
+
+
+class Level(nn.Module):
+    """One size, one way: residual blocks, an attention after each where the level has it, and the step to the next size."""
+
+    def __init__(self, blocks: Sequence[nn.Module], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor] | None = None) -> list[Tensor]:
+        """Every tensor made, the last one the next level's input; on the way up each block takes the last of `skips` beside its input."""
+        made: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            h = block(h if skips is None else torch.cat([h, skips.pop()], dim=1), emb)
+            h = self.attention[index](h) if len(self.attention) else h
+            made.append(h)
+        return made if self.resample is None else [*made, self.resample(h, emb)]
+
+
+class Middle(nn.Module):
+    """The smallest size: a residual block, attention, a residual block."""
+
+    def __init__(self, first: ResidualBlock, attention: Attention, second: ResidualBlock) -> None:
+        super().__init__()
+        self.first, self.attention, self.second = first, attention, second
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """h (B, C, *axes); returns the same shape."""
+        return self.second(self.attention(self.first(h, emb)), emb)
+
+
+class UNet(nn.Module):
+    """F(x, c_noise, cond) by a U-Net: down through the levels, across the middle, and up again beside what the way down made.
+
+    Made by `UNetConfig.build`, which checks the settings; `down.0` and `up.0` are the full size, higher numbers the smaller ones.
+
+    Reference: Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B.
+    """
+
+    def __init__(self, config: UNetConfig, shape: tuple[int, ...], out: int, cond: CondSpec) -> None:
+        super().__init__()
+        self.config, self.shape, self.out, self.cond = config, shape, out, cond
+        axes, width, base = len(shape) - 1, 4 * config.channels, config.channels
+        sizes = [base * mult for mult in config.mults]
+        levels = range(len(sizes))
+
+        def block(inputs: int, outputs: int, resize: str = "") -> ResidualBlock:
+            shared = {"groups": config.groups, "dropout": config.dropout, "film": config.film, "zero": config.zero_init}
+            return ResidualBlock(axes, inputs, outputs, width, **shared, resize=resize)
+
+        def attention(size: int) -> Attention:
+            heads = size // config.head_channels if config.head_channels else config.heads
+            return Attention(size, heads, groups=config.groups, zero=config.zero_init)
+
+        def attentions(level: int, count: int) -> list[Attention]:
+            return [attention(sizes[level]) for _ in range(count)] if level in config.attention else []
+
+        def resample(size: int, way: str) -> nn.Module:
+            if config.resample == "block":
+                return block(size, size, way)
+            return Downsample(axes, size) if way == "down" else Upsample(axes, size)
+
+        self.embed = Embedding(base, width, cond)
+        self.stem = conv(axes, shape[0] + cond.image, base)
+        made, here = [base], base
+        self.down = nn.ModuleList()
+        for level in levels:
+            inputs = [here] + [sizes[level]] * (config.blocks - 1)
+            here, last = sizes[level], level == levels[-1]
+            self.down.append(
+                Level([block(i, here) for i in inputs], attentions(level, config.blocks), None if last else resample(here, "down"))
+            )
+            made += [here] * (config.blocks + (not last))
+        self.middle = Middle(block(here, here), attention(here), block(here, here))
+        up: list[Level] = []
+        for level in reversed(levels):
+            blocks: list[ResidualBlock] = []
+            for _ in range(config.blocks + 1):
+                blocks.append(block(here + made.pop(), sizes[level]))
+                here = sizes[level]
+            up.append(Level(blocks, attentions(level, config.blocks + 1), resample(here, "up") if level else None))
+        self.up = nn.ModuleList(reversed(up))
+        self.norm = group_norm(base * config.mults[0], config.groups)
+        self.head = conv(axes, base * config.mults[0], out * shape[0], zero=config.zero_init)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """x (B, C, *axes), c_noise (B,), cond as `CondSpec` says; returns (B, out * C, *axes) in x's precision.
+
+        The sizes may differ from those it was built for, if they are divisible by the down-sampling.
+        Raises ConfigError for what does not fit.
+        """
+        self._check(x, c_noise)
+        emb = F.silu(self.embed(c_noise, cond))
+        x_in = with_image(x, cond, self.cond.image).contiguous()  # on channels-last strides a CPU's group norm is several times slower
+        skips = [self.stem(x_in)]
+        for level in self.down:
+            skips += level(skips[-1], emb)
+        h = self.middle(skips[-1], emb)
+        for level in reversed(self.up):
+            h = level(h, emb, skips)[-1]
+        return self.head(F.silu(self.norm(h))).to(x.dtype)
+
+    def _check(self, x: Tensor, c_noise: Tensor) -> None:
+        factor = 2 ** (len(self.config.mults) - 1)
+        if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
+            raise ConfigError(f"UNet: got x of shape {tuple(x.shape)}; it was built for (B, {', '.join(map(str, self.shape))})")
+        if c_noise.shape != x.shape[:1]:
+            raise ConfigError(f"UNet: got c_noise of shape {tuple(c_noise.shape)}; it needs one number a sample, ({x.shape[0]},)")
+        for size in x.shape[2:]:
+            if size % factor:
+                near = nearest_sizes(size, factor)
+                raise ConfigError(f"UNet: got x of shape {tuple(x.shape)}; {size} is not divisible by {factor}, nearest: {near}")

@@ -1,0 +1,119 @@
+"""The T-step variational bound, term by term: L_T + sum_t L_{t-1} + L_0, with Ho's discretised decoder. All in nats per entry.
+
+Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 5 and 13; learned variance: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.errors import ConfigError
+from ddpm.process import At, Process
+
+Variance = Literal["small", "large", "learned", "analytic"]
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over all but the first axis: (B, *D) -> (B,)."""
+    return x.reshape(len(x), -1).mean(1)
+
+
+def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
+    """KL(N(mean_q, var_q) || N(mean_p, var_p)) entry by entry, in nats."""
+    return 0.5 * (var_p.log() - var_q.log() + (var_q + (mean_q - mean_p) ** 2) / var_p - 1.0)
+
+
+def _log_interval(low: Tensor, high: Tensor) -> Tensor:
+    """log(Phi(high) - Phi(low)) without cancellation: taken in the tail where both are negative."""
+    flip = low + high > 0
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    top = torch.special.log_ndtr(high)
+    return top + torch.log(-torch.expm1((torch.special.log_ndtr(low) - top).clamp(max=-1e-12)))
+
+
+def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Tensor:
+    """-log p(x0 | x_1): the Gaussian's mass on x0's bin, open at the lowest and highest level; its density where data are continuous.
+
+    Bins come from the denoiser's codec: 17 for the digits, 256 for 8-bit pictures. Reference: Ho et al., 2020, eq. 13.
+    """
+    codec = denoiser.codec
+    width = codec.bin_width(x0) if codec is not None else None
+    if codec is None or width is None:
+        return 0.5 * ((x0 - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)
+    bounds = codec.bounds(x0)
+    assert bounds is not None  # bins imply bounds
+    lowest, highest = bounds
+    low, high = (x0 - width / 2 - mean) / std, (x0 + width / 2 - mean) / std
+    low = torch.where(x0 < lowest + width / 2, torch.full_like(low, -40.0), low)
+    high = torch.where(x0 > highest - width / 2, torch.full_like(high, 40.0), high)
+    return -_log_interval(low, high)
+
+
+def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: Denoiser, v: Tensor | None) -> Tensor:
+    """Variance of the model's p(x_s | x_t). At the last step, where the posterior's own is 0, "small" means that of the step before it (as published)."""
+    small = process.posterior(s, t)[2]
+    if bool((s.sigma == 0).any()):
+        second = process.at((2.0 * t.t.double().cpu()).clamp(max=1.0)).like(t.t if t.t.ndim else t.alpha)
+        floor = process.posterior(t, second)[2]
+        small = torch.where(s.sigma == 0, floor.reshape(small.shape), small)
+    large = process.posterior(s, t, torch.ones_like(t.t))[2]
+    if kind == "learned":
+        if v is None:
+            raise ConfigError("variance 'learned': this denoiser predicts none; train it with learned_variance, or use small, large or analytic")
+        return small ** (2 * (1 - v)) * large ** (2 * v)
+    if kind == "analytic":
+        return torch.where(s.sigma == 0, small**2, process.residual_variance(s, t, denoiser.residual(t)))
+    return small**2 if kind == "small" else torch.where(s.sigma == 0, small**2, large**2)
+
+
+def reverse_mean(process: Process, s: At, t: At, x: Tensor, prediction: Prediction) -> Tensor:
+    """Mean of the model's p(x_s | x_t): the posterior's with x0 replaced by the prediction. Reference: Ho et al., 2020, eq. 7 and section 3.2."""
+    c_x0, c_xt, _ = process.posterior(s, t)
+    return c_x0 * prediction.x0 + c_xt * x
+
+
+def step_term(denoiser: Denoiser, x0: Tensor, cond: Cond, step: Tensor, eps: Tensor, variance: Variance, *, detach_mean: bool = False) -> Tensor:
+    """L_{t-1} (L_0 where step = 1) of the chain's steps `step` (B,) in 1..T, at x_t = alpha x0 + sigma eps: nats per entry, (B,)."""
+    process, length = denoiser.process, chain_length(denoiser.process)
+    knot = step.to(device="cpu", dtype=torch.float64)
+    s, t = process.at((knot - 1) / length, like=x0), process.at(knot / length, like=x0)
+    x = process.perturb(x0, eps, t)
+    prediction = denoiser(x, t, cond)
+    if detach_mean:
+        prediction = prediction._replace(x0=prediction.x0.detach(), eps=prediction.eps.detach())
+    mean_p = reverse_mean(process, s, t, x, prediction)
+    var_p = reverse_variance(process, s, t, variance, denoiser, prediction.variance)
+    c_x0, c_xt, std_q = process.posterior(s, t)
+    first = (s.sigma == 0).expand_as(x0)
+    var_q = torch.where(s.sigma == 0, torch.ones_like(std_q), std_q**2)  # a dummy where the term is not a KL
+    kl = gaussian_kl(c_x0 * x0 + c_xt * x, var_q.expand_as(x0), mean_p, var_p.expand_as(x0))
+    return mean_flat(torch.where(first, decoder_nll(x0, mean_p, var_p.sqrt().expand_as(x0), denoiser), kl))
+
+
+def prior_term(process: Process, x0: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x0) || p(x_T)), nats per entry, (B,)."""
+    end = process.at(1.0, like=x0)
+    var_p = (process.prior_std(end) ** 2).expand_as(x0)
+    return mean_flat(gaussian_kl(end.alpha * x0, (end.sigma**2).expand_as(x0), torch.zeros_like(x0), var_p))
+
+
+def chain_length(process: Process) -> int:
+    """T, or ConfigError where time is continuous."""
+    if process.schedule.T is None:
+        raise ConfigError("the T-step bound needs a discrete chain; give the schedule a T")
+    return process.schedule.T
+
+
+def variational_bound(denoiser: Denoiser, x0: Tensor, cond: Cond, noise: Tensor, variance: Variance = "small") -> Tensor:
+    """All terms of the bound, (B, T + 1) in nats per entry: columns L_0, L_1, ..., L_{T-1}, L_T; their sum bounds -log p(x0).
+
+    noise: unit normals (T, B, *D), one draw of eps a step.
+    """
+    length = chain_length(denoiser.process)
+    terms = [step_term(denoiser, x0, cond, torch.full((len(x0),), step), noise[step - 1], variance) for step in range(1, length + 1)]
+    return torch.stack([*terms, prior_term(denoiser.process, x0)], dim=1)

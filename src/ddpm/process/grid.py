@@ -1,0 +1,170 @@
+"""Grids: the instants 1 >= t_1 > ... > t_steps > 0 at which a sampler calls the network. Every plan then ends at `Process.clean`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float64
+
+from ddpm.config import check, setting
+from ddpm.errors import ConfigError
+from ddpm.process.process import Process
+from ddpm.process.schedule import EDM, VE
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from ddpm.lazy import torch
+
+LOG_SNR_RANGE = (-14.0, 14.0)  # where grids in log-SNR stop when the schedule itself goes on to infinity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(ABC):
+    """Where a sampler stops: `times(process, steps)` is float64 on the host, strictly decreasing, within [process.schedule.first, 1]."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @abstractmethod
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """The instants of `steps` network calls. Raises ConfigError where there are not that many."""
+
+
+def _on_chain(process: Process, times: torch.Tensor, name: str) -> torch.Tensor:
+    """Rounded to the knots of a chain (a network is called only at instants it was trained at); refused when knots repeat."""
+    length, steps = process.schedule.T, len(times)
+    if length is None:
+        return times
+    knots = (times * length).round().clamp(1, length)
+    if len(knots.unique()) < steps:
+        raise ConfigError(f"steps: got {steps} on the {name} grid, whose instants fall together on this chain of {length}; use fewer steps or the trailing grid")
+    return knots / length
+
+
+def _checked(process: Process, steps: int) -> None:
+    length = process.schedule.T
+    if steps < 1 or (length is not None and steps > length):
+        raise ConfigError(f"steps: got {steps}, allowed 1 to {length or 'any number'}: the chain has {length or 'no'} steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Grid):
+    """Every step of the chain: t = 1, (T-1)/T, ..., 1/T. Reference: Ho et al., 2020, arXiv:2006.11239, algorithm 2."""
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """T/T, ..., 1/T; `steps` must be T."""
+        if process.schedule.T != steps:
+            raise ConfigError(f"steps: got {steps} on the full grid of a chain of {process.schedule.T}; give exactly that many, or another grid")
+        return torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trailing(Grid):
+    """t = k/steps, k = steps..1, rounded to the chain: begins at t = 1, all steps equal. Reference: Lin et al., 2023, arXiv:2305.08891, table 2."""
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """1, ..., 1/steps."""
+        _checked(process, steps)
+        return _on_chain(process, torch.arange(steps, 0, -1, dtype=torch.float64) / steps, "trailing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Grid):
+    """Evenly from 1 down to the least noisy instant trained on, both included ("linspace"). Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 4."""
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """linspace(1, first, steps)."""
+        _checked(process, steps)
+        return _on_chain(process, torch.linspace(1.0, process.schedule.first, steps, dtype=torch.float64), "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leading(Grid):
+    """first + k (T // steps)/T, k = steps-1..0: the first of each group of steps, so it begins below t = 1. Reference: Song et al., 2020, arXiv:2010.02502, appendix D.2, "linear"."""
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """first + k/steps with whole strides on a chain."""
+        _checked(process, steps)
+        length = process.schedule.T
+        stride = (length // steps) / length if length else (1.0 - process.schedule.first) / steps
+        return _on_chain(process, process.schedule.first + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64), "leading")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Grid):
+    """Evenly in sqrt(t) from `start` down to the first instant: finer near the data.
+
+    Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502, appendix D.2 (where start is 0.8; here 1 by default, the whole range).
+    """
+
+    start: float = setting(1.0, "where the grid begins", above=0.0, high=1.0)
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """linspace(sqrt(start), sqrt(first), steps)^2."""
+        _checked(process, steps)
+        return _on_chain(process, torch.linspace(self.start**0.5, process.schedule.first**0.5, steps, dtype=torch.float64) ** 2, "quadratic")
+
+
+def _ends(process: Process) -> tuple[float, float]:
+    """log-SNR at t = 1 and at the first instant, kept finite."""
+    low, high = LOG_SNR_RANGE
+    return max(process.log_snr(1.0).item(), low), min(process.log_snr(process.schedule.first).item(), high)
+
+
+def _from_log_snr(process: Process, log_snr: torch.Tensor, name: str) -> torch.Tensor:
+    """Instants of the wanted log-SNRs with both ends exact, on the chain where there is one."""
+    times = process.time_of(log_snr)
+    times[0] = 1.0
+    if len(times) > 1 and log_snr[-1] >= process.log_snr(process.schedule.first):
+        times[-1] = process.schedule.first
+    return _on_chain(process, times, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSNR(Grid):
+    """Evenly in log-SNR over the whole range (within -14..14). Reference: Lu et al., 2022, arXiv:2206.00927, section 3.4."""
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """time_of(linspace(log_snr(1), log_snr(first), steps))."""
+        _checked(process, steps)
+        return _from_log_snr(process, torch.linspace(*_ends(process), steps, dtype=torch.float64), "log-SNR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karras(Grid):
+    """Evenly in (sigma/alpha)^(1/rho). Reference: Karras et al., 2022, arXiv:2206.00364, eq. 5."""
+
+    rho: float = setting(7.0, "larger: shorter steps near the data", above=0.0)
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """(sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho in sigma/alpha."""
+        _checked(process, steps)
+        noisy, clean = (torch.tensor(-end / 2 / self.rho, dtype=torch.float64).exp().item() for end in _ends(process))
+        return _from_log_snr(process, -2 * self.rho * torch.linspace(noisy, clean, steps, dtype=torch.float64).log(), "Karras")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Grid):
+    """Instants given one by one, as a tuned grid is."""
+
+    at: tuple[float, ...] = setting((), "strictly decreasing instants in (0, 1]")
+
+    def __post_init__(self) -> None:
+        falls = all(a > b for a, b in zip(self.at, self.at[1:], strict=False)) and all(0 < t <= 1 for t in self.at) and self.at
+        check(self, [] if falls else [f"at: got {self.at}, must be strictly decreasing instants in (0, 1]"])
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """The listed instants; `steps` must be their number."""
+        if steps != len(self.at):
+            raise ConfigError(f"steps: got {steps}, but the grid lists {len(self.at)} instants")
+        return torch.tensor(self.at, dtype=torch.float64)
+
+
+def default_grid(process: Process, steps: int) -> Grid:
+    """The grid a reader of the schedule's paper expects: full or trailing on a chain, Karras where alpha = 1, else trailing."""
+    if process.schedule.T == steps:
+        return Full()
+    return Karras() if isinstance(process.schedule, VE | EDM) else Trailing()

@@ -1,0 +1,155 @@
+"""The process q: every formula of the forward Gaussian chain, in one place. x_t = alpha_t x0 + sigma_t eps, eps ~ N(0, I).
+
+Losses, samplers, bounds and guidance ask here; nobody else writes alpha and sigma into a formula of q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from jaxtyping import Float
+
+from ddpm.process.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from ddpm.lazy import torch
+
+
+class At(NamedTuple):
+    """An instant: its time t and the levels alpha(t), sigma(t), all of one shape that broadcasts over the data."""
+
+    t: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+
+    @property
+    def log_snr(self) -> torch.Tensor:
+        """log(alpha^2 / sigma^2); +inf at sigma = 0, -inf at alpha = 0."""
+        return 2.0 * (self.alpha.log() - self.sigma.log())
+
+    def like(self, x: torch.Tensor) -> At:
+        """Cast to x's dtype and device, shaped (B, 1, ..., 1) or () to broadcast over x (B, *D)."""
+
+        def fit(value: torch.Tensor) -> torch.Tensor:
+            value = value.to(dtype=x.dtype) if x.is_floating_point() else value  # cast on the host first: not every device has float64
+            value = value.to(device=x.device)
+            return value.reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value
+
+        return At(*(fit(value) for value in self))
+
+
+@dataclass(frozen=True)
+class Process:
+    """q of a schedule: q(x_t | x0) = N(alpha_t x0, sigma_t^2 I), Markov in t.
+
+    Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 2-7; in alpha, sigma: Kingma et al., 2021, arXiv:2107.00630, section 3.1 and appendix A.
+    """
+
+    schedule: Schedule
+
+    @cached_property
+    def clean(self) -> At:
+        """The instant alpha = 1, sigma = 0 where every plan ends, float64 on the host."""
+        one = torch.ones((), dtype=torch.float64)
+        return At(0.0 * one, one, 0.0 * one)
+
+    def at(self, t: float | torch.Tensor, like: torch.Tensor | None = None) -> At:
+        """The instant(s) at t in [0, 1], () or (B,): computed in float64 on the host, then cast to broadcast over `like` where given.
+
+        Raises ValueError for t outside [0, 1].
+        """
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"t: got values from {t.min().item():g} to {t.max().item():g}; time runs from 0 (data) to 1 (noise)")
+        at = At(t, self.schedule.alpha(t), self.schedule.sigma(t))
+        return at if like is None else at.like(like)
+
+    def perturb(self, x0: torch.Tensor, eps: torch.Tensor, at: At) -> torch.Tensor:
+        """x_t = alpha_t x0 + sigma_t eps: a draw of q(x_t | x0), shape (B, *D). Reference: Ho et al., 2020, eq. 4."""
+        return at.alpha * x0 + at.sigma * eps
+
+    def transition(self, s: At, t: At) -> tuple[torch.Tensor, torch.Tensor]:
+        """q(x_t | x_s) = N(scale x_s, std^2) for s < t: scale = alpha_t / alpha_s, std^2 = sigma_t^2 - scale^2 sigma_s^2.
+
+        Reference: Kingma et al., 2021, arXiv:2107.00630, eq. 23.
+        """
+        return t.alpha / s.alpha, t.sigma * self._kept(s, t).sqrt()
+
+    def _kept(self, s: At, t: At) -> torch.Tensor:
+        """1 - SNR(t)/SNR(s), in (0, 1]: by expm1, so that near instants do not cancel."""
+        return -(t.log_snr - s.log_snr).expm1()
+
+    def posterior(self, s: At, t: At, v: float | torch.Tensor = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q(x_s | x_t, x0) = N(c_x0 x0 + c_xt x_t, std^2) for s < t.
+
+        c_x0 = alpha_s (1 - SNR_t/SNR_s), c_xt = (alpha_t/alpha_s) sigma_s^2/sigma_t^2; std interpolates in the logarithm between the posterior's own
+        (v = 0, "small": sigma_s^2 (1 - SNR_t/SNR_s)) and the transition's (v = 1, "large").
+
+        Reference: Ho et al., 2020, arXiv:2006.11239, eqs. 6-7; v: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15.
+        """
+        kept = self._kept(s, t)
+        small = s.sigma * kept.sqrt()
+        c_xt = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+        if isinstance(v, float) and v == 0.0:
+            return s.alpha * kept, c_xt, small
+        return s.alpha * kept, c_xt, small ** (1.0 - v) * (t.sigma * kept.sqrt()) ** v
+
+    def implicit(self, s: At, t: At, eta: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The non-Markov family with the same marginals: x_s = alpha_s x0 + c_eps eps + std z, std = eta times the posterior's, c_eps^2 = sigma_s^2 - std^2.
+
+        eta = 1 is `posterior`, eta = 0 deterministic. Returns alpha_s, c_eps, std. Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502, eqs. 12 and 16.
+        """
+        kept = self._kept(s, t)
+        return s.alpha.clone(), s.sigma * (1.0 - eta**2 * kept).sqrt(), eta * s.sigma * kept.sqrt()
+
+    def residual_variance(self, s: At, t: At, residual: torch.Tensor) -> torch.Tensor:
+        """Variance of x_s given x_t when x0 is known to within E|x0 - E[x0|x_t]|^2 = residual per entry: std^2 + c_x0^2 residual.
+
+        Reference: Bao et al., 2022, arXiv:2201.06503, theorem 1 (with residual = sigma_t^2/alpha_t^2 (1 - E|eps_hat|^2/D)).
+        """
+        c_x0, _, std = self.posterior(s, t)
+        return std**2 + c_x0**2 * residual
+
+    def rates(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+        """d alpha/dt and d sigma/dt, by forward-mode differentiation of the schedule (one-sided at knots of a table)."""
+        t = at.t.to(device="cpu", dtype=torch.float64)
+        ones = torch.ones_like(t)
+        rates = (torch.func.jvp(level, (t,), (ones,))[1] for level in (self.schedule.alpha, self.schedule.sigma))
+        d_alpha, d_sigma = (rate.to(dtype=at.t.dtype).to(device=at.t.device) for rate in rates)
+        return d_alpha, d_sigma
+
+    def velocity(self, x0: torch.Tensor, eps: torch.Tensor, at: At) -> torch.Tensor:
+        """dx/dt = alpha' x0 + sigma' eps: the probability flow at a prediction (x0, eps). Reference: Lipman et al., 2022, arXiv:2210.02747, eq. 15."""
+        d_alpha, d_sigma = self.rates(at)
+        return d_alpha * x0 + d_sigma * eps
+
+    def wronskian(self, at: At) -> torch.Tensor:
+        """alpha sigma' - sigma alpha' >= 0, so that |d log_snr/dt| = 2 wronskian / (alpha sigma); finite where the log-SNR is not."""
+        d_alpha, d_sigma = self.rates(at)
+        return at.alpha * d_sigma - at.sigma * d_alpha
+
+    def log_snr(self, t: float | Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
+        """log(alpha^2/sigma^2) at t, float64: strictly decreasing from +inf at t = 0."""
+        return self.at(t).log_snr
+
+    def time_of(self, log_snr: float | Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
+        """The t with log_snr(t) = log_snr, by bisection to the last bit; values beyond the schedule's ends give 0 or 1."""
+        wanted = torch.as_tensor(log_snr, dtype=torch.float64, device="cpu")
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(64):
+            middle = (low + high) / 2
+            cleaner = self.log_snr(middle) > wanted
+            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+        return torch.where(wanted <= self.log_snr(1.0), torch.ones_like(high), high)
+
+    def prior_std(self, at: At) -> torch.Tensor:
+        """sqrt(alpha^2 + sigma^2): the standard deviation of x_t for data of unit variance; 1 when variance is preserved."""
+        return torch.hypot(at.alpha, at.sigma)
+
+    def prior(self, noise: torch.Tensor, at: At) -> torch.Tensor:
+        """Where sampling starts, N(0, prior_std^2) at the first instant of a plan: N(0, I) as in Ho et al., 2020, section 2, when variance is preserved."""
+        return self.prior_std(at.like(noise)) * noise

@@ -1,0 +1,42 @@
+"""Explicit randomness: numbers are functions of a key, never of what was drawn before. Counter-based (Philox), the same on every machine.
+
+A key of two 64-bit words names a stream, a counter word the place in it, so sample i's noise at step k is (seed, i; k) whatever the batch,
+and step k of training draws (seed, k). torch's CPU generator keeps 32 bits of a seed, so hashed seeds would collide; these do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from ddpm.lazy import torch
+
+_WORD = 2**64
+PURPOSES = {name: i for i, name in enumerate(("order", "times", "noise", "dropout", "augment", "start", "step", "network", "holdout", "evaluate"))}
+
+
+def generator(seed: int, purpose: str, index: int = 0, step: int = 0) -> np.random.Generator:
+    """The stream of (seed, index) for one purpose at one step; key (seed, index), counter (0, 0, step, purpose)."""
+    key = np.array([seed % _WORD, index % _WORD], dtype=np.uint64)
+    counter = np.array([0, 0, step % _WORD, PURPOSES[purpose]], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def normals(seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str, step: int = 0, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Unit normals (len(indices), *shape), row i a function of (seed, indices[i], purpose, step) alone; float32 unless dtype is float64."""
+    wide = dtype == torch.float64
+    out = np.empty((len(indices), *shape), dtype=np.float64 if wide else np.float32)
+    for row, index in enumerate(indices):
+        generator(seed, purpose, index, step).standard_normal(dtype=out.dtype.type, out=out[row])
+    result = torch.from_numpy(out)
+    return result if dtype is None or wide else result.to(dtype)
+
+
+def torch_seed(seed: int, purpose: str, step: int = 0) -> int:
+    """A seed for torch's own generators (dropout masks), drawn from the stream: 32 bits, so not for streams that must never meet."""
+    return int(generator(seed, purpose, 0, step).integers(2**32))

@@ -1,0 +1,71 @@
+"""Clipping of the predicted x0 to the data's range: a stated option, in data space, per channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Codec, Model, Prediction
+from ddpm.errors import ConfigError
+from ddpm.process import At, Process
+
+Clip = Literal["auto", "off", "static", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A model whose x0 is clipped to [low, high] of each channel; eps is re-read from x, so alpha x0 + sigma eps = x still holds.
+
+    "static": to the range. "dynamic": to the `quantile` of |x0| about the middle of the range where that is larger, then scaled back into it.
+
+    Reference: static: Ho et al., 2020, arXiv:2006.11239, published code; dynamic: Saharia et al., 2022, arXiv:2205.11487, section 2.3.
+    """
+
+    model: Model
+    low: Tensor
+    high: Tensor
+    mode: Literal["static", "dynamic"]
+    quantile: float = 0.995
+
+    @property
+    def meaning(self) -> str:
+        """The wrapped model's."""
+        return self.model.meaning
+
+    @property
+    def process(self) -> Process:
+        """The wrapped model's."""
+        return self.model.process
+
+    def residual(self, at: At) -> Tensor:
+        """The wrapped model's."""
+        return self.model.residual(at)
+
+    def __call__(self, x: Tensor, at: At) -> Prediction:
+        """The wrapped prediction, clipped."""
+        prediction = self.model(x, at)
+        x0 = prediction.x0
+        if self.mode == "dynamic":
+            middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+            size = ((x0 - middle) / half).abs().reshape(len(x0), -1).float()
+            reach = size.quantile(self.quantile, dim=1).clamp(min=1.0).to(x0).reshape(-1, *[1] * (x0.ndim - 1))
+            x0 = middle + ((x0 - middle) / half).clamp(-reach, reach) / reach * half
+        else:
+            x0 = torch.minimum(torch.maximum(x0, self.low), self.high)
+        return Prediction(x0, (x - at.alpha * x0) / at.sigma, prediction.variance)
+
+
+def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Model:
+    """The model under a clipping option. "auto" is static where the data are discrete levels (pictures, digits), off where they are continuous.
+
+    Raises ConfigError where clipping is asked for and the range is not known.
+    """
+    if clip == "off" or (clip == "auto" and (codec is None or codec.bins is None)):
+        return model
+    bounds = codec.bounds(like) if codec is not None else None
+    if bounds is None:
+        raise ConfigError(f"clip: got {clip!r}, but the range of these data is not known; use off")
+    return Clipped(model, *bounds, mode="dynamic" if clip == "dynamic" else "static")

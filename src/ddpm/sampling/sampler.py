@@ -1,0 +1,94 @@
+"""The sampler's contract: `plan` once in float64, then `step` row by row.
+
+A row holds two instants and a few numbers; a step combines them with the model's prediction and knows no schedule, no index and no prediction type.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ddpm.config import check
+from ddpm.errors import ConfigError
+from ddpm.process import At, Process
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddpm.denoiser import Model, Prediction
+else:
+    from ddpm.lazy import torch
+
+State = tuple  # of tensors, fixed in number and size: what a multistep method remembers
+
+
+class Row(NamedTuple):
+    """One step: from `now` to `next`, with the method's coefficients, all () on the device."""
+
+    now: At
+    next: At
+    coefficients: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table in float64 on the host: instants (steps + 1, the last `clean`) and coefficients (steps, K)."""
+
+    instants: At
+    coefficients: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def rows(self, like: torch.Tensor) -> list[Row]:
+        """The table in x's precision on x's device, moved in one copy, a row a step."""
+        table = torch.cat([torch.stack([level[:-1] for level in self.instants] + [level[1:] for level in self.instants], 1), self.coefficients], 1)
+        table = table.to(dtype=like.dtype).to(device=like.device)
+        return [Row(At(*row[:3]), At(*row[3:6]), tuple(row[6:])) for row in (tuple(line.unbind()) for line in table.unbind())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
+    """A sampling method. Members write `plan` and `step`; everything the process knows is put into the plan."""
+
+    order: ClassVar[int]  # of convergence to the probability flow; 1 for stochastic methods' weak order
+    needs_mean: ClassVar[bool]  # whether the prediction must be E[x0|x]: True for everything that solves an ODE or SDE
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether a step wants unit normals z; without, it is handed None."""
+
+    @abstractmethod
+    def plan(self, model: Model, times: torch.Tensor) -> Plan:
+        """The table for these instants (steps,), strictly decreasing, ending at `clean`."""
+
+    def init(self, x: torch.Tensor) -> State:
+        """What is remembered at the start: nothing, unless a method says so."""
+        return ()
+
+    @abstractmethod
+    def step(self, model: Model, x: torch.Tensor, row: Row, state: State, z: torch.Tensor | None) -> tuple[torch.Tensor, State, Prediction]:
+        """x at `row.now` -> x at `row.next`."""
+
+    def calls(self, steps: int) -> int:
+        """Network calls of a plan of `steps`."""
+        return steps
+
+
+def instants(process: Process, times: torch.Tensor) -> At:
+    """The instants of `times` followed by `clean`, float64 (steps + 1,). ConfigError unless times fall strictly within (0, 1]."""
+    times = times.to(dtype=torch.float64, device="cpu")
+    if not len(times) or not bool((times.diff() < 0).all()) or times[-1] <= 0 or times[0] > 1:
+        raise ConfigError(f"times: got {[round(t, 6) for t in times[:8].tolist()]}..., must fall strictly from at most 1 to above 0")
+    at = process.at(times)
+    return At(*(torch.cat([level, end[None]]) for level, end in zip(at, process.clean, strict=True)))
+
+
+def pairs(at: At) -> tuple[At, At]:
+    """(s, t): the next and the present instants of every row."""
+    return At(*(level[1:] for level in at)), At(*(level[:-1] for level in at))

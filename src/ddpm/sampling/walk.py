@@ -1,0 +1,130 @@
+"""`sample()` and `trajectory()`: walk a sampler's plan from noise to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.errors import ConfigError
+from ddpm.process import At, Grid, default_grid
+from ddpm.random import normals
+from ddpm.sampling.clip import Clip, clipped
+from ddpm.sampling.ddim import DDIM
+from ddpm.sampling.sampler import Plan, Sampler
+
+
+class Frame(NamedTuple):
+    """One moment of a trajectory: x at instant `at` after `step` steps, and the prediction that led there (None at the start)."""
+
+    step: int
+    at: At
+    x: Tensor
+    prediction: Prediction | None
+
+
+def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid | None, cond: Cond) -> Plan:
+    """The plan, or ConfigError where the sampler does not suit the model or calls it outside its trained range."""
+    if sampler.needs_mean and denoiser.meaning != "mean":
+        raise ConfigError(f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler")
+    times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
+    plan = sampler.plan(denoiser.bind(cond), times)
+    called = denoiser.process.log_snr(times)
+    low, high = denoiser.log_snr_range
+    if called.min() < low or called.max() > high:
+        raise ConfigError(
+            f"grid: calls the network at log-SNR {called.min().item():.3f} to {called.max().item():.3f}, it was trained on {low:.3f} to {high:.3f}; "
+            "choose a grid within it"
+        )
+    return plan
+
+
+def trajectory(
+    denoiser: Denoiser,
+    n: int = 1,
+    *,
+    steps: int = 50,
+    sampler: Sampler | None = None,
+    grid: Grid | None = None,
+    seed: int = 0,
+    first: int = 0,
+    cond: Cond = None,
+    clip: Clip = "auto",
+    start: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+) -> Iterator[Frame]:
+    """Yield `steps` + 1 frames from noise to data, x (n, *D) in the space diffused in; the last frame's x are the samples.
+
+    Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. sampler: DDIM() by default.
+    grid: the schedule's usual one by default. cond: (n, ...) tensors. start: x at the first instant instead of noise. autocast: a lower
+    precision for the network. Raises ConfigError for what the sampler, the grid and the model cannot do together.
+    """
+    sampler = sampler or DDIM()
+    if n < 1:
+        raise ConfigError(f"n: got {n}, must be at least 1")
+    plan = _checked_plan(denoiser, sampler, steps, grid, cond)
+    device = next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+    indices = range(first, first + n)
+    opening = At(*(level[0] for level in plan.instants))
+    x = denoiser.process.prior(normals(seed, indices, denoiser.shape, "start", dtype=dtype), opening) if start is None else start
+    x = x.to(device=device, dtype=dtype)
+    model = clipped(denoiser.bind(cond), denoiser.codec, clip, x)
+    state = sampler.init(x)
+    yield Frame(0, opening, x, None)
+    for k, row in enumerate(plan.rows(x)):
+        z = normals(seed, indices, denoiser.shape, "step", k, dtype).to(device) if sampler.stochastic else None
+        with nullcontext() if denoiser.needs_grad else torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            x, state, prediction = sampler.step(model, x, row, state, z)
+        yield Frame(k + 1, row.next, x, prediction)
+
+
+def sample(
+    denoiser: Denoiser,
+    n: int = 64,
+    *,
+    steps: int = 50,
+    sampler: Sampler | None = None,
+    grid: Grid | None = None,
+    seed: int = 0,
+    first: int = 0,
+    cond: Cond = None,
+    clip: Clip = "auto",
+    batch: int = 256,
+    decode: bool = True,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """n samples (n, *D), in the data's own units and dtype (`decode`), drawn `batch` at a time; other arguments as `trajectory`.
+
+    progress is called with (steps done, steps in all). Raises ConfigError as `trajectory`, and where a condition does not have n rows.
+    """
+    wrong: Sequence[str] = [f"{key} has {len(value)}" for key, value in (cond or {}).items() if len(value) != n]
+    if wrong:
+        raise ConfigError(f"cond: every entry needs n = {n} rows; {', '.join(wrong)}")
+    training = denoiser.training
+    denoiser.eval()
+    try:
+        parts: list[Tensor] = []
+        total = -(-n // batch) * steps
+        for begin in range(0, n, batch):
+            size = min(batch, n - begin)
+            some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
+            frames = trajectory(
+                denoiser, size, steps=steps, sampler=sampler, grid=grid, seed=seed, first=first + begin, cond=some, clip=clip, dtype=dtype, autocast=autocast
+            )
+            x = None
+            for frame in frames:
+                x = frame.x
+                if progress is not None and frame.step:
+                    progress(len(parts) * steps + frame.step, total)
+            assert x is not None  # trajectory yields its start
+            parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
+        return torch.cat(parts)
+    finally:
+        denoiser.train(training)

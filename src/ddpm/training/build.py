@@ -1,0 +1,107 @@
+"""From settings and a data card to a denoiser, and back from what a checkpoint says of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm.config import from_dict, to_dict
+from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, default_clock
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
+from ddpm.objective import Denoising, EDMWeighting
+from ddpm.process import Process, Schedule
+from ddpm.random import torch_seed
+from ddpm.training.config import FAMILIES, TrainConfig
+
+NetworkConfig = UNetConfig | MLPConfig
+
+
+def default_network(shape: tuple[int, ...]) -> NetworkConfig:
+    """MLP for vectors (F,); for (C, *axes) a U-Net with as many levels as the sizes allow, Ho's four at most, attention below the first."""
+    if len(shape) == 1:
+        return MLPConfig()
+    levels = 1
+    while levels < 4 and all(size % 2**levels == 0 and size // 2**levels >= 4 for size in shape[1:]):
+        levels += 1
+    return UNetConfig(channels=64, mults=(1, 2, 2, 2)[:levels], attention=(1,) if levels > 1 else (0,))
+
+
+def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
+    """What the network is conditioned on, given the data and whether labels are wanted."""
+    if not config.conditional:
+        return CondSpec(image=card.image_channels)
+    return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels)
+
+
+def measured(config: TrainConfig, card: Card) -> TrainConfig:
+    """The settings with every `sigma_data` left open filled in from the data, and the network and clock chosen."""
+    if isinstance(config.parameterization, EDMPreconditioning) and config.parameterization.sigma_data is None:
+        config = replace(config, parameterization=replace(config.parameterization, sigma_data=card.sigma_data))
+    loss = config.loss
+    if isinstance(loss, Denoising) and isinstance(loss.weighting, EDMWeighting) and loss.weighting.sigma_data is None:
+        config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
+    return replace(config, network=config.network or default_network(card.shape), clock=config.clock or default_clock(config.schedule))
+
+
+def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = None) -> NetworkDenoiser:
+    """A fresh denoiser for `measured` settings; the network's weights follow from the seed. network: a person's own module instead."""
+    assert config.network is not None and config.clock is not None  # `measured` chose them
+    spec = cond_spec(card, config)
+    if network is None:
+        torch.manual_seed(torch_seed(config.seed, "network"))
+        network = config.network.build(card.shape, 2 if config.loss.learned_variance else 1, spec)
+    process = Process(config.schedule)
+    denoiser = NetworkDenoiser(
+        network, process, config.parameterization, config.clock, Codec.of(card), card.shape, learned_variance=config.loss.learned_variance
+    )
+    return denoiser
+
+
+def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: str | None) -> dict[str, Any]:
+    """What the denoiser is, as config.json of a checkpoint says it; `own` names a person's own network class."""
+    assert config.network is not None
+    return {
+        "schedule": to_dict(denoiser.process.schedule, named=True),
+        "parameterization": to_dict(denoiser.parameterization, named=True),
+        "clock": to_dict(denoiser.clock, named=True),
+        "network": {"own": own} if own else to_dict(config.network, named=True),
+        "cond": to_dict(cond_spec(card, config)),
+        "learned_variance": denoiser.learned_variance,
+        "codec": to_dict(denoiser.codec),
+        "shape": list(denoiser.shape),
+        "classes": list(card.classes) if config.conditional else [],
+        "vector": list(card.vector) if config.conditional else [],
+    }
+
+
+def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> NetworkDenoiser:
+    """The denoiser that config.json describes, with fresh weights. A person's own network must be handed in again.
+
+    Raises CheckpointError where the description cannot be read or a network is missing.
+    """
+    try:
+        own = document["network"].get("own")
+        shape = tuple(document["shape"])
+        if own and network is None:
+            raise CheckpointError(f"this model was trained with your own network {own}; pass it: ddpm.load(run, network={own}(...))")
+        if network is None:
+            settings: NetworkConfig = from_dict(UNetConfig | MLPConfig, document["network"], where="config.json")  # type: ignore[arg-type]
+            network = settings.build(shape, 2 if document["learned_variance"] else 1, from_dict(CondSpec, document["cond"], where="config.json"))
+        return NetworkDenoiser(
+            network,
+            Process(from_dict(Schedule, document["schedule"], FAMILIES, "config.json")),
+            from_dict(Parameterization, document["parameterization"], FAMILIES, "config.json"),
+            from_dict(Clock, document["clock"], FAMILIES, "config.json"),
+            from_dict(Codec, document["codec"], where="config.json"),
+            shape,
+            learned_variance=document["learned_variance"],
+        )
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"config.json does not describe a model: {type(error).__name__} {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"config.json cannot be used: {error}") from error

@@ -1,0 +1,216 @@
+"""Checkpoints: one fresh folder a step, verified by SHA-256 before its name is given and before any tensor of it is used.
+
+    run/step-0002000/   model.safetensors, ema-0.999.safetensors, ..., config.json, state.json, ... and manifest.json, written last
+    run/latest          the name of the newest folder, for people and scripts; nothing here depends on it
+
+A save writes beside the final name, flushes, reads back and compares, and only then renames, so that a process killed at any moment leaves
+the earlier checkpoint whole. Tensors are safetensors, the rest is JSON: no file of a checkpoint can carry code, and one that does is
+refused unopened. The hashes guard against damage, not against a forger, who can write a manifest too.
+
+This module writes; `verified` reads, `tensors` flattens states, `lock` keeps a second writer out. All public names are here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm.errors import CheckpointError, DiskError
+from ddpm.training import storage
+from ddpm.training.lock import RunLock
+from ddpm.training.storage import size_text
+from ddpm.training.tensors import flatten, load_into, snapshot, to_bytes, unflatten
+from ddpm.training.verified import (
+    FILE,
+    FORMAT,
+    MANIFEST,
+    Checkpoint,
+    candidates,
+    ddpm_version,
+    newest,
+    open_checkpoint,
+    sealed,
+    to_stderr,
+    verify,
+)
+
+__all__ = ["Checkpoint", "RunLock", "clean", "flatten", "latest_name", "load_into", "newest", "open_checkpoint", "save", "unflatten"]
+
+LATEST = "latest"
+
+_LEFTOVER = re.compile(r"(?P<name>step-\d+|latest)\.(?P<why>tmp|old|pruned)-[0-9a-f]+")
+
+
+def save(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    documents: Mapping[str, Mapping[str, Any]],
+    keep: int | None = None,
+    notice: Callable[[str], None] = to_stderr,
+) -> Path:
+    """Write `run/step-<step>/` with a safetensors file for each entry of `tensors` and a JSON file for each of `documents`, and return its
+    path.
+
+    It takes its name only once it has been read back and compared; then `latest` moves, and with `keep` all but the newest `keep` folders
+    go (never the one just written, nor the one `latest` names). The caller holds the `RunLock`. A folder of the same step is replaced.
+
+    Raises: NonFiniteError naming the tensor that holds NaN or infinity, and DiskError where it cannot be written; in both cases what was on
+    the disk is intact. ValueError, TypeError for names, a step or values that cannot be stored.
+    """
+    _check_request(step, [f"{name}.safetensors" for name in tensors] + [f"{name}.json" for name in documents], keep)
+    run = Path(run)
+    folder = run / f"step-{step:07d}"
+    ready = {name: snapshot(group, f"step {step}, {name}") for name, group in tensors.items()}
+    texts = {f"{name}.json": storage.to_json(document, f"{name}.json") for name, document in documents.items()}
+    need = sum(map(len, texts.values())) + sum(t.nbytes + 256 for group in ready.values() for t in group.values())
+    staged = storage.aside(folder)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        _preflight(run, step, need, notice)
+        try:
+            _stage(staged, step, ready, texts)
+            _commit(staged, folder)
+        except BaseException:
+            with suppress(OSError):
+                storage.remove(staged)
+            raise
+    except OSError as error:
+        raise _cannot_write(run, step, need, error) from error
+    try:
+        storage.replace_text(run / LATEST, folder.name + "\n")
+    except OSError as error:
+        raise DiskError(f"step {step} is saved and whole, but {run / LATEST} cannot be written: {error.strerror}") from error
+    if keep is not None:
+        _prune(run, keep, folder, notice)
+    return folder
+
+
+def _check_request(step: int, files: list[str], keep: int | None) -> None:
+    if type(step) is not int or step < 0:
+        raise ValueError(f"step is {step!r}, expected a whole number >= 0")
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}, expected at least 1 checkpoint (or None to keep all)")
+    for file in files:
+        if not FILE.fullmatch(file) or file.lower() == MANIFEST:
+            raise ValueError(f"{file!r} cannot be a file of a checkpoint; names are letters, digits, '.', '_' and '-', {MANIFEST} is taken")
+    if len({file.lower() for file in files}) < len(files):  # one file on macOS and Windows
+        raise ValueError(f"names differ in upper and lower case only: {', '.join(sorted(files))}")
+
+
+def _stage(staged: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], texts: Mapping[str, bytes]) -> None:
+    """Write everything under a provisional name, manifest last, and check what the disk gives back."""
+    staged.mkdir()
+    storage.boundary("folder")
+    files = {f"{name}.safetensors": storage.write_file(staged / f"{name}.safetensors", to_bytes(group)) for name, group in tensors.items()}
+    files |= {name: storage.write_file(staged / name, text) for name, text in texts.items()}
+    manifest = {"format": FORMAT, "ddpm": ddpm_version(), "step": step, "files": {name: record._asdict() for name, record in files.items()}}
+    storage.write_file(staged / MANIFEST, sealed(manifest))
+    storage.sync_folder(staged)
+    storage.boundary("fsync folder")
+    try:
+        verify(staged)
+    except CheckpointError as error:
+        raise OSError(errno.EIO, f"what was read back is not what was written ({error})") from error
+    storage.boundary("verify")
+
+
+def _commit(staged: Path, folder: Path) -> None:
+    """Give a staged folder its name. One of that name is set aside first; `clean` brings it back should the process end in between."""
+    former = storage.aside(folder, "old") if os.path.lexists(folder) else None
+    if former:
+        os.replace(folder, former)
+        storage.boundary("set aside")
+    try:
+        os.replace(staged, folder)
+    except OSError:
+        if former:
+            os.replace(former, folder)
+        raise
+    storage.boundary("rename")
+    storage.sync_folder(folder.parent)
+    storage.boundary("fsync run")
+    if former:
+        with suppress(OSError):  # `clean` tries again
+            storage.remove(former)
+        storage.boundary("remove former")
+
+
+def _preflight(run: Path, step: int, need: int, notice: Callable[[str], None]) -> None:
+    free = storage.free_space(run)
+    if free < need:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if free < 2 * need:
+        notice(f"disk nearly full: step {step} takes {size_text(need)}, {size_text(free)} free in {run}")
+
+
+def _cannot_write(run: Path, step: int, need: int, error: OSError) -> DiskError:
+    good: list[int] = []
+    with suppress(CheckpointError):
+        for _, path in candidates(run):
+            with suppress(CheckpointError):
+                good.append(verify(path).step)
+                break
+    intact = f"Step {good[0]} is intact" if good else "No earlier checkpoint of this run exists"
+    if error.errno == errno.EFBIG:
+        return DiskError(f"cannot write step {step}: need {size_text(need)}, more than the system lets one file hold in {run}. {intact}")
+    if error.errno in storage.NO_ROOM:
+        with suppress(OSError):
+            free = size_text(storage.free_space(run))
+            return DiskError(f"cannot write step {step}: need {size_text(need)}, {free} free in {run}. {intact}")
+    return DiskError(f"cannot write step {step} in {run}: {error.strerror or error}. {intact}")
+
+
+def _prune(run: Path, keep: int, saved: Path, notice: Callable[[str], None]) -> None:
+    """Remove the oldest folders but `keep`, each renamed first so that no reader meets half of one."""
+    spared = {saved.name, latest_name(run)}
+    for step, path in reversed(candidates(run)[keep:]):
+        if path.name in spared:
+            continue
+        try:
+            doomed = storage.aside(path, "pruned")
+            os.replace(path, doomed)
+            storage.boundary("prune rename")
+            storage.remove(doomed)
+            storage.boundary("prune remove")
+        except OSError as error:
+            notice(f"step {step} could not be pruned: {error.strerror or error}")
+
+
+def latest_name(run: Path) -> str | None:
+    """The folder name in `run/latest`; None where there is none to be read. It may name a folder that is gone."""
+    with suppress(OSError, ValueError):
+        return (Path(run) / LATEST).read_text(encoding="utf-8").strip()
+    return None
+
+
+def clean(run: Path, notice: Callable[[str], None] = to_stderr) -> int:
+    """Remove what saves that were cut short left in a run, and return how many those were; for the owner of the `RunLock` only.
+
+    Raises: DiskError where something cannot be removed.
+    """
+    run = Path(run)
+    unfinished = 0
+    try:
+        for path in sorted(run.iterdir()) if run.is_dir() else []:
+            leftover = _LEFTOVER.fullmatch(path.name)
+            if not leftover:
+                continue
+            whole = run / leftover["name"]
+            if leftover["why"] == "old" and not os.path.lexists(whole):
+                os.replace(path, whole)  # cut short between two renames
+                continue
+            storage.remove(path)
+            unfinished += leftover["why"] == "tmp"
+    except OSError as error:
+        raise DiskError(f"cannot remove what an unfinished save left in {run}: {error.strerror or error}") from error
+    if unfinished:
+        notice(f"removed {unfinished} unfinished save{'s' if unfinished > 1 else ''}")
+    return unfinished

@@ -1,0 +1,69 @@
+"""The held-out denoising loss: the same samples, instants and noise at every evaluation, so that two numbers can be compared."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.dataset import Dataset
+from ddpm.denoiser import Denoiser
+from ddpm.objective.bound import mean_flat
+from ddpm.process import Process
+from ddpm.random import generator
+from ddpm.training.feed import conditions
+
+BINS = (-float("inf"), -6.0, -3.0, -1.0, 1.0, 3.0, 6.0, float("inf"))  # edges in log-SNR
+
+
+class HeldOut(NamedTuple):
+    """Mean |eps - eps_hat|^2 per entry over uniform t, its mean in each log-SNR bin, and mean |x0 - x0_hat|^2 at rising log-SNRs."""
+
+    loss: float
+    bins: dict[str, float]
+    log_snr: Tensor
+    residual: Tensor
+
+
+@torch.no_grad()
+def held_out_loss(denoiser: Denoiser, dataset: Dataset, keys: frozenset[str], *, samples: int = 256, levels: int = 32, batch: int = 256, autocast: torch.dtype | None = None) -> HeldOut | None:
+    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t; None where nothing is held out."""
+    rows = dataset.held_rows[:samples]
+    if not len(rows) or denoiser.codec is None:
+        return None
+    device = next(denoiser.parameters()).device
+    process, first = denoiser.process, denoiser.process.schedule.first
+    place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+    grid = first + (1.0 - first) * place
+    if process.schedule.T:
+        grid = (grid * process.schedule.T).round() / process.schedule.T
+    rows, level = np.repeat(rows, 4), torch.arange(4 * len(rows)) * 7919 % levels
+    eps_error, x0_error = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    denoiser.eval()
+    for begin in range(0, len(rows), batch):
+        part = slice(begin, begin + batch)
+        raw, values = dataset.batch(rows[part])
+        x0 = denoiser.codec.encode(torch.from_numpy(raw).to(device))
+        eps = torch.from_numpy(generator(0, "evaluate", begin).standard_normal(tuple(x0.shape), dtype=np.float32)).to(device)
+        at = process.at(grid[level[part]], like=x0)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            prediction = denoiser(process.perturb(x0, eps, at), at, conditions(values, keys, device) or None)
+        eps_error[part] = mean_flat((eps - prediction.eps) ** 2).double().cpu()
+        x0_error[part] = mean_flat((x0 - prediction.x0) ** 2).double().cpu()
+    log_snr = process.log_snr(grid)
+    means = [torch.stack([error[level == k].mean() for k in range(levels)]) for error in (eps_error, x0_error)]
+    bins = {f"{low:g}..{high:g}": means[0][inside].mean().item() for low, high in zip(BINS, BINS[1:], strict=False) if (inside := (log_snr > low) & (log_snr <= high)).any()}
+    return HeldOut(means[0].mean().item(), bins, log_snr.flip(0), means[1].flip(0))
+
+
+def gaussian_floor(process: Process, variances: tuple[float, ...], levels: int = 1000) -> float:
+    """Mean |eps - eps_hat|^2 over uniform t of the exact denoiser of a Gaussian with these variances per channel: alpha^2 v/(alpha^2 v + sigma^2).
+
+    What a model that knows only the channels' means and variances can reach; a trained network should be below.
+    """
+    first = process.schedule.first
+    at = process.at(first + (1.0 - first) * (torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
+    signal = at.alpha[:, None] ** 2 * torch.tensor(variances, dtype=torch.float64)
+    return (signal / (signal + at.sigma[:, None] ** 2)).mean().item()

@@ -1,0 +1,60 @@
+"""Where and how precisely a run computes: device, threads, precision of the network."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from ddpm.errors import ConfigError
+
+
+class Machine(NamedTuple):
+    """The choice, to be printed: device, precision of the network ("fp32", "bf16", "fp16") and why."""
+
+    device: torch.device
+    precision: str
+    why: str
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The lower precision the network runs in, or None."""
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+
+def _cpu_has_bf16() -> bool:
+    flags = ("avx512_bf16", "amx_bf16")
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as info:
+            line = next((line for line in info if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return any(flag in line.split() for flag in flags)
+
+
+def choose(device: str, precision: str, *, large: bool) -> Machine:
+    """Resolve "auto". large: whether the network is big enough for bfloat16 to pay on a CPU (casts cost more than they save on a small one).
+
+    Raises ConfigError for a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[device]()
+    if not there:
+        raise ConfigError(f"device: got {device}, which torch {torch.__version__} does not find on this machine; use auto or cpu")
+    if precision != "auto":
+        return Machine(torch.device(device), precision, "asked for")
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Machine(torch.device(device), "bf16" if native else "fp16", "native bfloat16" if native else "no native bfloat16: fp16 with loss scaling")
+    if device == "cpu" and large and _cpu_has_bf16():
+        return Machine(torch.device(device), "bf16", "this CPU multiplies bfloat16 natively")
+    return Machine(torch.device(device), "fp32", "exact, and fast enough for this network and device")
+
+
+def use_threads(threads: int | None) -> int:
+    """Set and return the number of CPU threads; all the cores this process may use where none is asked for."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or usable)
+    return torch.get_num_threads()
