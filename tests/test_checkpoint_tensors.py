@@ -112,3 +112,21 @@ def test_load_into_lists_every_difference_and_loads_nothing() -> None:
 def test_finite_check_looks_at_floats_only() -> None:
     assert all(tensors.is_finite(torch.ones(2, dtype=dtype)) for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn, torch.float16))
     assert tensors.is_finite(torch.zeros(0)) and tensors.is_finite(torch.full((2,), 3e38)) and not tensors.is_finite(torch.tensor(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight": None}, "1 missing: weight"),
+        ({"other": torch.ones(1)}, "1 unexpected: other"),
+        ({"bias": torch.ones(2)}, r"bias: saved \(2,\), model has \(3,\)"),
+        ({"bias": torch.ones(3).bool()}, "bias: saved torch.bool, model has torch.float32"),
+    ],
+)
+def test_one_difference_is_enough(change: dict[str, torch.Tensor | None], said: str) -> None:
+    model = torch.nn.Linear(2, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    given = {name: tensor + 1 for name, tensor in before.items()} | change
+    with pytest.raises(CheckpointError, match=said):
+        load_into(model, {name: tensor for name, tensor in given.items() if tensor is not None}, "model")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.data import DataSettings, Dataset, open_data, sources
+from ddpm.data import Dataset, DataSettings, open_data, sources
 from ddpm.errors import DataError
 
 TARS = {"plain.tar": "w", "small.tar.gz": "w:gz", "small.tgz": "w:gz", "small.tar.xz": "w:xz", "small.tar.bz2": "w:bz2"}
@@ -115,7 +115,9 @@ NAMES = {
     "c:evil.png": "absolute",
 }
 Attack = tuple[Callable[[Path], Path], str]
-ATTACKS: dict[str, Attack] = {f"tar {name}": (lambda p, name=name: attack_tar(p / "a.tar", name, picture()), why) for name, why in NAMES.items()}
+ATTACKS: dict[str, Attack] = {
+    f"tar {name}": (lambda p, name=name: attack_tar(p / "a.tar", name, picture()), why) for name, why in NAMES.items()
+}
 ATTACKS |= {f"zip {name}": (lambda p, name=name: attack_zip(p / "a.zip", name, picture()), why) for name, why in NAMES.items()}
 ATTACKS |= {
     "zip NUL": (lambda p: nul_zip(p / "a.zip"), "NUL"),

@@ -26,7 +26,11 @@ RGB8, GREY8, GREY16 = (3, "uint8"), (1, "uint8"), (1, "uint16")
 def noise(mode: str = "RGB", size: tuple[int, int] = (12, 10), seed: int = 0) -> Image.Image:
     bands = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
-    return Image.fromarray(pixels[..., 0] if bands == 1 else pixels, mode="CMYK") if mode == "CMYK" else Image.frombytes(mode, size, pixels.tobytes())
+    return (
+        Image.fromarray(pixels[..., 0] if bands == 1 else pixels, mode="CMYK")
+        if mode == "CMYK"
+        else Image.frombytes(mode, size, pixels.tobytes())
+    )
 
 
 def ramp16() -> Image.Image:
@@ -44,7 +48,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, extra: bytes = b"", body: bytes = b"") -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + extra + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + extra
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
 
 
 def rotated() -> bytes:

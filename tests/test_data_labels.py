@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.data import DataSettings, Dataset, open_data
+from ddpm.data import Dataset, DataSettings, open_data
 from ddpm.errors import DataError
 
 NAMES = [f"{i}.png" for i in range(1, 13)]
@@ -89,6 +89,7 @@ FAULTS = {
     "column twice": (FAIR.replace("label", "file_name", 1), "labels.csv line 1: expected different column names"),
     "no label column": ("file_name\n" + "\n".join(NAMES), "labels.csv: no column 'label' and no column of numbers"),
     "too many columns": (lines((6, "5.png,1,2")), "labels.csv line 6: 3 columns, the first line has 2"),
+    "only a header": ("file_name,label\n", "labels.csv: 1.png has no line"),
     "empty": ("", "labels.csv line 1: expected different column names"),
     "out of the folder": (lines((6, "../5.png,1")), "labels.csv line 6: member '../5.png' points out"),
     "open quote": (lines((6, '"5.png,1')), "not CSV"),
@@ -96,7 +97,10 @@ FAULTS = {
         "file_name,age\n" + "".join(f"{name},{'old' if name == '4.png' else 3}\n" for name in NAMES),
         "labels.csv line 5: age is 'old', not a number",
     ),
-    "not finite": ("file_name,age\n" + "".join(f"{name},{'nan' if name == '4.png' else 3}\n" for name in NAMES), "labels.csv line 5: age is not finite"),
+    "not finite": (
+        "file_name,age\n" + "".join(f"{name},{'nan' if name == '4.png' else 3}\n" for name in NAMES),
+        "labels.csv line 5: age is not finite",
+    ),
 }
 
 
@@ -112,7 +116,7 @@ def test_faults_in_csv_are_named_by_line(fault: str, folder: Path) -> None:
 JSON_FAULTS = {
     "metadata.jsonl": {
         '{"file_name": "1.png", "label": 0}\nnot json\n': "metadata.jsonl line 2: not JSON",
-        '[1]\n': "metadata.jsonl line 1: expected an object",
+        "[1]\n": "metadata.jsonl line 1: expected an object",
         '{"label": 0}\n': "metadata.jsonl line 1: no file_name",
         '{"file_name": "1.png", "label": true}\n': "label True is neither",
         "[" * 100_000 + "\n": "metadata.jsonl line 1: not JSON",
@@ -120,7 +124,9 @@ JSON_FAULTS = {
     "dataset.json": {
         '{"labels": [["1.png", 0], ["2.png"]]}': "dataset.json labels[1]: expected [file_name, label]",
         '{"labels": {"1.png": 0}}': 'dataset.json: expected {"labels"',
-        json.dumps({"labels": [[name, [1.0] * (1 + (name == "3.png"))] for name in NAMES]}): "labels[2]: the label has 2 numbers, the first one 1",
+        json.dumps(
+            {"labels": [[name, [1.0] * (1 + (name == "3.png"))] for name in NAMES]}
+        ): "labels[2]: the label has 2 numbers, the first one 1",
         json.dumps({"labels": [[name, [1e400 if name == "3.png" else 1.0]] for name in NAMES]}): "labels[2]: the label holds something",
         json.dumps({"labels": [[name, 10**400 if name == "3.png" else 1] for name in NAMES]}): "dataset.json labels[2]: class 1000000",
     },
@@ -200,3 +206,17 @@ def test_train_is_a_class_among_other_vehicles(tmp_path: Path) -> None:
         put(tmp_path / kind / "1.png", 1)
         put(tmp_path / kind / "2.png", 2)
     assert read(tmp_path).card.classes == ("bus", "plane", "train")
+
+
+def test_lines_of_skipped_and_of_test_pictures_are_no_fault(tmp_path: Path) -> None:
+    for i in range(200):
+        put(tmp_path / "train" / f"{i}.png", i)
+    for i in range(3):
+        put(tmp_path / "test" / f"{i}.png", i)
+    (tmp_path / "train" / "7.png").write_bytes(b"")
+    rows = [f"train/{i}.png,{i % 2}" for i in range(200)] + [f"test/{i}.png,0" for i in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    dataset = read(tmp_path, on_bad_image="skip")
+    assert dataset.card.count == 199 and dataset.card.class_counts == (100, 99)
+    assert np.array_equal(dataset.cond["class"], dataset.samples[:, 0, 0, 0] % 2)
+    assert "3 pictures in test/ are left out" in dataset.card.notices

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm.denoiser import Denoiser as Denoiser
     from ddpm.denoiser import NetworkDenoiser as NetworkDenoiser
-    from ddpm.denoiser import load as load
+    from ddpm.training import load as load
     from ddpm.process import Process as Process
     from ddpm.sampling import sample as sample
     from ddpm.sampling import trajectory as trajectory
@@ -23,7 +23,7 @@ _ROOMS = {
     "Denoiser": "ddpm.denoiser",
     "NetworkDenoiser": "ddpm.denoiser",
     "Process": "ddpm.process",
-    "load": "ddpm.denoiser",
+    "load": "ddpm.training",
     "sample": "ddpm.sampling",
     "train": "ddpm.training",
     "trajectory": "ddpm.sampling",

@@ -97,11 +97,12 @@ def found_arrays(
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     large = path.stat().st_size > _MAP_FROM
-    if path.suffix == ".npy":
-        return {"x": np.load(path, mmap_mode="r" if large else None, allow_pickle=False)}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+    if path.suffix == ".npy" and large:
+        return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
+    if path.suffix in (".npy", ".npz"):
+        with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
+            stored = np.load(file, allow_pickle=False)
+            return {"x": stored} if isinstance(stored, np.ndarray) else {name: stored[name] for name in stored.files}
     from safetensors import SafetensorError, safe_open
 
     try:

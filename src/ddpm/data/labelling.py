@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ class Labelled:
     notices: tuple[str, ...] = ()
 
 
-def label(
-    files: Mapping[str, bytes], names: Sequence[str], where: Places, order: Sequence[int], title: str, settings: DataSettings
-) -> Labelled:
-    """Conditions of the pictures `names`, whose places are those at `order` in `where`.
+def label(files: Mapping[str, bytes], where: Places, order: Sequence[int], unused: Collection[str], settings: DataSettings) -> Labelled:
+    """Conditions of the pictures at the positions `order` of `where`.
 
     `files` are the labels files found among the pictures, by name. One given in the settings is read instead of them; "none" means no
-    labels at all. Where a labels file holds no classes, folders still give them.
+    labels at all. Where a labels file holds no classes, folders still give them. Lines of `unused` pictures (skipped, or of a test split)
+    are passed over.
 
     Raises:
         DataError: two labels files in one folder, or any fault that `labels` names.
@@ -41,11 +40,11 @@ def label(
         return Labelled()
     from_folders = _from_folders([where.classes[i] for i in order])
     lines, source = _lines(files, settings)
-    if not lines:
+    if not source:
         mixed = any("/" in where.inner[i] for i in order) and any("/" not in where.inner[i] for i in order)
         said = ("some pictures are in folders and some beside them: folder names are not used as classes",) if mixed else ()
         return Labelled(cond=from_folders.cond, classes=from_folders.classes, notices=said)
-    read: Labels = match(lines, names, [where.inner[i] for i in order], source, settings.classes)
+    read: Labels = match(lines, [where.names[i] for i in order], [where.inner[i] for i in order], source, settings.classes, unused)
     cond: dict[str, NDArray[Any]] = dict(from_folders.cond) if read.ids is None else {"class": read.ids}
     if read.vector is not None:
         cond["vector"] = read.vector
@@ -60,19 +59,25 @@ def _lines(files: Mapping[str, bytes], settings: DataSettings) -> tuple[list[Lin
             return read_lines(path.read_bytes(), path.name), path.name
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    folders: dict[str, str] = {}
+    read: dict[str, str] = {}
     lines: list[Line] = []
     for name in sorted(files, key=natural):
         folder, _, file = name.rpartition("/")
-        if folder in folders:
-            raise DataError(f"{folder or 'the data'}: holds {folders[folder]} and {file}; keep one, or name it with --labels")
-        folders[folder] = file
-        if file.lower() == "dataset.json" and b'"labels"' not in files[name]:
-            continue  # some other tool's file
-        if file.lower() == "dataset.json" and files[name].split(b'"labels"', 1)[1].lstrip(b" \t\r\n:").startswith(b"null"):
-            continue  # EDM writes null where a data set has no labels
+        if file.lower() == "dataset.json" and not _holds_labels(files[name]):
+            continue
+        if folder in read:
+            raise DataError(
+                f"{folder or 'the data'}: holds {read[folder].rpartition('/')[2]} and {file}; keep one, or name it with --labels"
+            )
+        read[folder] = name
         lines += read_lines(files[name], name, folder)
-    return lines, ", ".join(f"{folder}/{file}" if folder else file for folder, file in folders.items())
+    return lines, ", ".join(read.values())
+
+
+def _holds_labels(data: bytes) -> bool:
+    """Whether a dataset.json is EDM's and has labels: EDM writes null where there are none, and other tools use the name too."""
+    _, key, rest = data.partition(b'"labels"')
+    return bool(key) and not rest.lstrip(b" \t\r\n:").startswith(b"null")
 
 
 def _from_folders(of_each: Sequence[str | None]) -> Labelled:

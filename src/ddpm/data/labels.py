@@ -8,7 +8,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,12 @@ def read_lines(data: bytes, title: str, folder: str = "") -> list[Line]:
     return lines
 
 
-def match(lines: Sequence[Line], names: Sequence[str], inner: Sequence[str], title: str, limit: int | None) -> Labels:
+def match(
+    lines: Sequence[Line], names: Sequence[str], inner: Sequence[str], title: str, limit: int | None, unused: Collection[str] = ()
+) -> Labels:
     """The labels of the pictures `names`, in their order; `inner` are the same names within their split, which lines may also use.
+
+    Lines of `unused` names are passed over.
 
     Raises:
         DataError: lists (first 20) lines whose picture does not exist or is named twice, pictures with no line, and values that are
@@ -86,6 +90,8 @@ def match(lines: Sequence[Line], names: Sequence[str], inner: Sequence[str], tit
     chosen: list[Line | None] = [None] * len(names)
     for line in lines:
         row = rows.get(line.name)
+        if row is None and line.name in unused:
+            continue
         if row is None:
             problems.append(f"{line.where}: {line.name} is not among the pictures")
         elif (before := chosen[row]) is not None:

@@ -53,8 +53,9 @@ def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """What the folders say of each picture: its path within its split, its class (None: no class), whether it is held or left out."""
+    """What the folders say of each picture: its path within its split, its class (None: none), whether it is held out or left out."""
 
+    names: tuple[str, ...]
     inner: tuple[str, ...]
     classes: tuple[str | None, ...]
     held: tuple[bool, ...]
@@ -78,6 +79,7 @@ def places(names: Sequence[str]) -> Places:
     used = [parts for parts, out in zip(inner, left_out, strict=True) if not out]
     is_class = all(len(parts) > 1 for parts in used) and len({parts[0] for parts in used}) > 1
     return Places(
+        names=tuple(names),
         inner=tuple("/".join(parts) for parts in inner),
         classes=tuple(parts[0] if is_class and len(parts) > 1 else None for parts in inner),
         held=tuple(held),

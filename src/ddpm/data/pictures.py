@@ -83,15 +83,17 @@ def assemble(scan: Scan, title: str, settings: DataSettings, bad_files: Path | N
     skipped = _judge(scan.bad, total, title, settings, bad_files)
     if scan.misfits:
         raise DataError(f"{title}: {_sizes(scan.misfits)} of another shape than the size asked for; add --crop centre or --crop random")
-    where = places(scan.names)
+    where = places([*scan.names, *(name for name, _ in scan.bad)])
     order = [i for i in sorted(range(len(scan.names)), key=lambda i: natural(scan.names[i])) if not where.left_out[i]]
     samples, said = arrange(scan.pile, order, title, settings)
-    labels = label(scan.labels, [scan.names[i] for i in order], where, order, title, settings)
+    unused = {i for i, out in enumerate(where.left_out) if out} | set(range(len(scan.names), len(where.inner)))
+    known = {name for i in unused for name in (where.names[i], where.inner[i])}
+    labels = label(scan.labels, where, order, known, settings)
     held = np.flatnonzero([where.held[i] for i in order]).astype(np.int64)
     notices = [f"{count:,} pictures: {note}" for note, count in sorted(scan.notes.items())]
     notices += [*said, *labels.notices]
-    if any(where.left_out):
-        notices.append(f"{sum(where.left_out):,} pictures in test/ are left out")
+    if left_out := sum(where.left_out[: len(scan.names)]):
+        notices.append(f"{left_out:,} pictures in test/ are left out")
     if scan.others:
         notices.append(f"{len(scan.others):,} other files ignored: {_others(scan.others)}")
     return Found(
@@ -117,7 +119,10 @@ def _wanted(source: Iterable[Member], scan: Scan, keep_labels: bool) -> Iterator
             yield member.name, member.open(), member.size
         elif keep_labels and is_labels(member.name) and member.size <= _LARGEST_LABELS:
             data = member.open()
-            scan.labels[member.name] = data if isinstance(data, bytes) else data.read()
+            if not isinstance(data, bytes):
+                with data:
+                    data = data.read()
+            scan.labels[member.name] = data
         else:
             scan.others.append(member.name)
 

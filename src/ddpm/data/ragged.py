@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Pile:
         self._limit = memory() // 2 if limit is None else limit
         self._bytes = bytearray()
         self._file: Any = None
+        self._map: NDArray[np.uint8] | None = None
         self._ends: list[int] = [0]
         self._shapes: list[tuple[int, ...]] = []
         self._types: list[np.dtype[Any]] = []
@@ -76,7 +78,8 @@ class Pile:
     def add(self, picture: NDArray[Any]) -> None:
         """Puts a picture at the end."""
         if self._file is None and len(self._bytes) + picture.nbytes > self._limit:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the map made of it
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+            weakref.finalize(self, self._file.close)  # a map keeps the bytes; an error before it is made must not keep the file
             self._file.write(self._bytes)
             self._bytes = bytearray()
         if self._file is None:
@@ -102,15 +105,18 @@ class Pile:
     def _flat(self) -> NDArray[np.uint8]:
         if self._file is None:
             return np.frombuffer(self._bytes, dtype=np.uint8)
-        self._file.flush()
-        return np.memmap(self._file, dtype=np.uint8, mode="r")
+        if self._map is None:
+            self._file.flush()
+            self._map = np.memmap(self._file, dtype=np.uint8, mode="r")
+        return self._map
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], limit: int | None = None) -> NDArray[Any]:
     """An array to fill: in memory, or in an unnamed temporary file where it would take more than half of the machine's."""
     if math.prod(shape) * dtype.itemsize <= (memory() // 2 if limit is None else limit):
         return np.empty(shape, dtype=dtype)
-    return np.memmap(tempfile.TemporaryFile(), dtype=dtype, mode="w+", shape=shape)
+    with tempfile.TemporaryFile() as file:  # the map keeps the bytes
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
 
 def memory() -> int:

@@ -17,7 +17,8 @@ def split(count: int, share: float, classes: NDArray[np.int64] | None = None) ->
     the counter-based generator Philox with a fixed key, so it depends on the count, the share and the classes only.
     """
     total = min(max(round(count * share), 1), count - 1) if share > 0 and count > 1 else 0
-    order = np.random.Generator(np.random.Philox(key=_KEY)).permutation(count)
+    # the raw numbers, because NumPy promises their sequence for ever, and not that of `permutation`
+    order = np.argsort(np.random.Philox(key=_KEY).random_raw(count), kind="stable")
     if classes is None:
         held = order[:total]
     else:

@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     from ddpm.denoiser.denoiser import Denoiser as Denoiser
     from ddpm.denoiser.denoiser import Model as Model
     from ddpm.denoiser.denoiser import NetworkDenoiser as NetworkDenoiser
+    from ddpm.denoiser.denoiser import Residuals as Residuals
     from ddpm.denoiser.exact import Mixture as Mixture
     from ddpm.denoiser.exact import finite as finite
     from ddpm.denoiser.exact import gaussian as gaussian
 
 _MODULES = {  # these are torch modules, imported when first asked for
-    **dict.fromkeys(("BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser"), "ddpm.denoiser.denoiser"),
+    **dict.fromkeys(("BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser", "Residuals"), "ddpm.denoiser.denoiser"),
     **dict.fromkeys(("Mixture", "finite", "gaussian"), "ddpm.denoiser.exact"),
 }
 
 __all__ = [
     *("CLOCKS", "PARAMETERIZATIONS", "X0", "BoundModel", "Card", "Clock", "Codec", "Cond", "Denoiser", "EDMPreconditioning", "Eps", "Flow"),
-    *("Index", "LogSNRClock", "Mixture", "Model", "NetworkDenoiser", "Parameterization", "PosteriorMean", "Prediction", "Score", "V"),
+    *("Index", "LogSNRClock", "Mixture", "Model", "NetworkDenoiser", "Parameterization", "PosteriorMean", "Prediction", "Residuals", "Score", "V"),
     *("default_clock", "finite", "gaussian", "legal", "reaches_zero"),
 ]
 

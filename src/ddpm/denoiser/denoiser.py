@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from ddpm.errors import ConfigError
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
+
+
+class Residuals(NamedTuple):
+    """Measured E|x0 - x0_hat|^2 per entry at rising log-SNRs."""
+
+    log_snr: tuple[float, ...]
+    value: tuple[float, ...]
 
 
 class Model(Protocol):
@@ -100,6 +107,8 @@ class NetworkDenoiser(Denoiser):
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15).
     """
 
+    codec: Codec
+
     def __init__(
         self, network: nn.Module, process: Process, parameterization: Parameterization, clock: Clock, codec: Codec, shape: tuple[int, ...], *, learned_variance: bool = False
     ) -> None:
@@ -111,8 +120,7 @@ class NetworkDenoiser(Denoiser):
         self.codec, self.shape, self.learned_variance = codec, shape, learned_variance
         slack = 1e-6  # a plan's instants are recomputed from the grid
         self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
-        self.register_buffer("residual_log_snr", torch.empty(0, dtype=torch.float64))
-        self.register_buffer("residual_value", torch.empty(0, dtype=torch.float64))
+        self.residuals: Residuals | None = None
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
         """One network call; the change of basis in x's precision."""
@@ -125,15 +133,11 @@ class NetworkDenoiser(Denoiser):
             variance = (raw + 1.0) / 2.0
         return self.parameterization.predict(output, x, at, self.process, variance)
 
-    def measure_residual(self, log_snr: Tensor, value: Tensor) -> None:
-        """Keep the measured E|x0 - x0_hat|^2 per entry at rising log-SNRs, for analytic variances."""
-        self.residual_log_snr, self.residual_value = log_snr.to(self.residual_log_snr), value.to(self.residual_value)
-
     def residual(self, at: At) -> Tensor:
-        """Interpolated linearly in log-SNR between the measured levels, constant beyond them."""
-        if not len(self.residual_log_snr):
-            raise ConfigError("variance 'analytic': this model holds no residual moments; they are measured when training ends on held-out data")
-        levels, values = self.residual_log_snr.cpu(), self.residual_value.cpu()
+        """The measured E|x0 - x0_hat|^2 per entry, interpolated linearly in log-SNR, constant beyond the measured levels."""
+        if self.residuals is None:
+            raise ConfigError("variance 'analytic': this model holds no residual moments; they are measured on held-out data while it trains")
+        levels, values = (torch.tensor(column, dtype=torch.float64) for column in self.residuals)
         wanted = at.log_snr.to(levels).clamp(levels[0], levels[-1])
         right = torch.searchsorted(levels, wanted.contiguous()).clamp(1, len(levels) - 1)
         share = (wanted - levels[right - 1]) / (levels[right] - levels[right - 1])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ddpm.config import from_dict, to_dict
-from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, default_clock
+from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, Residuals, default_clock
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, EDMWeighting
@@ -38,42 +38,42 @@ def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
     return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels)
 
 
-def measured(config: TrainConfig, card: Card) -> TrainConfig:
-    """The settings with every `sigma_data` left open filled in from the data, and the network and clock chosen."""
+def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConfig:
+    """The settings with every `sigma_data` left open filled in from the data, and the network (unless it is the person's own) and clock chosen."""
     if isinstance(config.parameterization, EDMPreconditioning) and config.parameterization.sigma_data is None:
         config = replace(config, parameterization=replace(config.parameterization, sigma_data=card.sigma_data))
     loss = config.loss
     if isinstance(loss, Denoising) and isinstance(loss.weighting, EDMWeighting) and loss.weighting.sigma_data is None:
         config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
-    return replace(config, network=config.network or default_network(card.shape), clock=config.clock or default_clock(config.schedule))
+    return replace(config, network=config.network or (None if own else default_network(card.shape)), clock=config.clock or default_clock(config.schedule))
 
 
 def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = None) -> NetworkDenoiser:
     """A fresh denoiser for `measured` settings; the network's weights follow from the seed. network: a person's own module instead."""
-    assert config.network is not None and config.clock is not None  # `measured` chose them
+    assert config.clock is not None  # `measured` chose it
     spec = cond_spec(card, config)
     if network is None:
+        assert config.network is not None  # likewise
         torch.manual_seed(torch_seed(config.seed, "network"))
         network = config.network.build(card.shape, 2 if config.loss.learned_variance else 1, spec)
     process = Process(config.schedule)
-    denoiser = NetworkDenoiser(
+    return NetworkDenoiser(
         network, process, config.parameterization, config.clock, Codec.of(card), card.shape, learned_variance=config.loss.learned_variance
     )
-    return denoiser
 
 
 def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: str | None) -> dict[str, Any]:
     """What the denoiser is, as config.json of a checkpoint says it; `own` names a person's own network class."""
-    assert config.network is not None
     return {
         "schedule": to_dict(denoiser.process.schedule, named=True),
         "parameterization": to_dict(denoiser.parameterization, named=True),
         "clock": to_dict(denoiser.clock, named=True),
-        "network": {"own": own} if own else to_dict(config.network, named=True),
+        "network": to_dict(config.network, named=True) if config.network is not None and own is None else {"own": own},
         "cond": to_dict(cond_spec(card, config)),
         "learned_variance": denoiser.learned_variance,
         "codec": to_dict(denoiser.codec),
         "shape": list(denoiser.shape),
+        "residuals": {"log_snr": list(denoiser.residuals.log_snr), "value": list(denoiser.residuals.value)} if denoiser.residuals else None,
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
     }
@@ -92,7 +92,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
         if network is None:
             settings: NetworkConfig = from_dict(UNetConfig | MLPConfig, document["network"], where="config.json")  # type: ignore[arg-type]
             network = settings.build(shape, 2 if document["learned_variance"] else 1, from_dict(CondSpec, document["cond"], where="config.json"))
-        return NetworkDenoiser(
+        denoiser = NetworkDenoiser(
             network,
             Process(from_dict(Schedule, document["schedule"], FAMILIES, "config.json")),
             from_dict(Parameterization, document["parameterization"], FAMILIES, "config.json"),
@@ -101,6 +101,9 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
             shape,
             learned_variance=document["learned_variance"],
         )
+        if document["residuals"] is not None:
+            denoiser.residuals = Residuals(tuple(document["residuals"]["log_snr"]), tuple(document["residuals"]["value"]))
+        return denoiser
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"config.json does not describe a model: {type(error).__name__} {error}") from error
     except ConfigError as error:

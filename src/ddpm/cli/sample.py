@@ -1,0 +1,164 @@
+"""`ddpm sample`: pictures, arrays and films from a trained model. It needs no flag but the run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
+from ddpm.errors import ConfigError
+from ddpm.process import GRIDS, Grid
+from ddpm.sampling import DDIM, SAMPLERS, Sampler
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddpm.denoiser import Denoiser, NetworkDenoiser
+
+HELP = """Draw samples from a trained model, with the settings it was trained with.
+
+  ddpm sample runs/digits                            64 samples: a grid, and what --format says
+  ddpm sample runs/digits --classes 3,7 --guidance 2 --n 20
+  ddpm sample runs/digits --sampler ancestral --steps 1000
+  ddpm sample runs/digits --format npz --n 10000 --out samples/
+  ddpm sample runs/digits --film                     the denoising as an animation
+"""
+FAMILIES: dict[type, tuple[type, ...]] = {Sampler: SAMPLERS, Grid: GRIDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What is drawn, how, and where it goes."""
+
+    n: int = setting(64, "samples in all, dealt evenly over the classes", low=1, high=100_000_000, group="what")
+    seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
+    classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
+    vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
+    guidance: float = setting(1.0, "classifier-free guidance: 1 the conditional model, 0 unconditional, more: closer to the class", low=-100.0, high=100.0, group="what")
+    sampler: Sampler = setting(DDIM(), "method", group="how")
+    steps: int = setting(50, "network calls for each sample", low=1, high=1_000_000, group="how")
+    grid: Grid | None = setting(None, "which noise levels are visited; none: what suits the schedule", group="how")
+    clip: Literal["auto", "off", "static", "dynamic"] = setting("auto", "keep predictions in the data's range; auto: for pictures and other levels", group="how")
+    weights: Literal["ema", "raw"] = setting("ema", "the averaged weights, or the last ones", group="how")
+    step: int | None = setting(None, "training step of the checkpoint; none: the newest", low=0, group="how")
+    batch: int = setting(256, "samples drawn at once", low=1, high=1_000_000, group="how")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="how")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "of the network", group="how")
+    out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
+    format: Literal["png", "npz"] = setting("png", "single pictures, or one array file in the data's units", group="output")
+    film: bool = setting(False, "also write a strip and an animation of the denoising", group="output")
+
+    def __post_init__(self) -> None:
+        problems = [] if math.isfinite(self.guidance) else [f"guidance: got {self.guidance}, must be finite"]
+        check(self, problems)
+
+
+def add(parser: Parser) -> None:
+    """The command's arguments."""
+    parser.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    add_flags(parser, SampleConfig, FAMILIES)
+
+
+def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dict[str, torch.Tensor] | None:
+    """The condition of each of the n samples: the classes dealt evenly, in order of class; ConfigError for what the model does not know."""
+    import torch
+
+    if config.classes is not None and not names:
+        raise ConfigError("--classes: this model was trained without classes")
+    if config.vector is not None and len(config.vector) != len(vector):
+        raise ConfigError(f"--vector: got {len(config.vector)} numbers, this model takes {len(vector)}: {', '.join(vector) or 'none'}")
+    if config.guidance != 1.0 and not (names or vector):
+        raise ConfigError(f"--guidance {config.guidance}: this model has no condition to be guided by; it was trained without labels")
+    cond: dict[str, torch.Tensor] = {}
+    if names:
+        unknown = [name for name in config.classes or () if name not in names]
+        if unknown:
+            shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+            raise ConfigError(f"--classes: got {', '.join(unknown)}; this model knows {shown}")
+        wanted = [names.index(name) for name in config.classes] if config.classes else list(range(len(names)))
+        cond["class"] = torch.tensor([wanted[i * len(wanted) // config.n] if config.n >= len(wanted) else wanted[i] for i in range(config.n)])
+    if vector:
+        if config.vector is None:
+            raise ConfigError(f"--vector: this model needs {len(vector)} numbers: {', '.join(vector)}")
+        cond["vector"] = torch.tensor(config.vector).expand(config.n, -1)
+    return cond or None
+
+
+def film(denoiser: Denoiser, codec: Any, config: SampleConfig, cond: dict[str, torch.Tensor] | None, autocast: torch.dtype | None, folder: Path) -> list[Path]:
+    """Walk up to 36 samples once more and keep the frames: x below, the prediction of x0 above it."""
+    from ddpm.data.export import as_pictures, grid, save_film
+    from ddpm.sampling import trajectory
+    from ddpm.training.preview import limits
+
+    count = min(config.n, 36)
+    picked = {key: value[:: max(1, len(value) // count)][:count] for key, value in cond.items()} if cond else None
+    frames = []
+    steps = trajectory(denoiser, count, steps=config.steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=picked, clip=config.clip, autocast=autocast)
+    for frame in steps:
+        if frame.step % max(1, config.steps // 60) == 0 or frame.step == config.steps:
+            pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
+            if pictures is None:
+                raise ConfigError("--film: these samples are no pictures")
+            frames.append(grid(pictures, limits(codec), smallest=360))
+    return save_film(frames, folder)
+
+
+def _write(config: SampleConfig, drawn: Any, labels: Any, names: list[str], codec: Any, folder: Path) -> list[Path]:
+    from ddpm.data.export import as_pictures, grid, save_npz, save_picture, save_pngs
+    from ddpm.training.preview import limits
+
+    written: list[Path] = []
+    if config.format == "npz":
+        written.append(save_npz(drawn, labels, folder / f"samples_{'x'.join(map(str, (len(drawn), *drawn.shape[2:], drawn.shape[1])))}.npz"))
+    else:
+        save_pngs(drawn, limits(codec), folder, [names[label] for label in labels] if labels is not None and len(set(labels.tolist())) > 1 else None)
+        written.append(folder)
+    pictures = as_pictures(drawn)
+    if pictures is not None:
+        shown = pictures[:: max(1, len(pictures) // 100)][:100]
+        columns = None
+        if labels is not None and len(pictures) <= 400 and len(pictures) % len(set(labels.tolist())) == 0:
+            shown, columns = pictures, len(pictures) // len(set(labels.tolist()))
+        written.append(save_picture(grid(shown, limits(codec), columns=columns if columns and columns > 1 else None), folder / "grid.png"))
+    return written
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Load, draw, write."""
+    config = resolve(SampleConfig, [flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)], FAMILIES)
+    from ddpm.guidance import ClassifierFree
+    from ddpm.sampling import sample
+    from ddpm.training.machine import choose, use_threads
+    from ddpm.training.state import load_with_card
+
+    use_threads(None)
+    loaded, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
+    machine = choose(config.device, config.precision, large=sum(p.numel() for p in loaded.parameters()) > 5_000_000)
+    model: NetworkDenoiser = loaded.to(machine.device)
+    cond = conditions(config, document["classes"], document["vector"])
+    cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
+    guided = ClassifierFree(model, config.guidance) if config.guidance != 1.0 else model
+    folder = Path(config.out) if config.out else Path(args.run_folder) / "samples" / f"seed-{config.seed}"
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty() and (done % max(1, total // 100) == 0 or done == total):
+            print(f"\rsampling {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    drawn = sample(
+        guided, config.n, steps=config.steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=cond, clip=config.clip,
+        batch=config.batch, autocast=machine.autocast, progress=progress,
+    ).cpu().numpy()  # fmt: skip
+    labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
+    written = _write(config, drawn, labels, document["classes"], model.codec, folder)
+    if config.film:
+        written += film(guided, model.codec, config, cond, machine.autocast, folder)
+    clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
+    print(f"{config.n} samples by {type(config.sampler).__name__}, {config.steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights")
+    for path in written:
+        print(f"  {shlex.quote(str(path))}")
+    return 0

@@ -1,0 +1,56 @@
+"""`ddpm train`: from data to a trained model; the same command again resumes it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from ddpm.config import Layer, Parser, add_flags, flags_layer, read_file, resolve
+from ddpm.training.config import FAMILIES, TrainConfig
+from ddpm.training.recipes import names, recipe
+
+HELP = """Train a diffusion model. The same command again resumes where it stopped; a larger --steps continues a finished run.
+
+  ddpm train                                            the bundled digits, a first run in minutes
+  ddpm train --data photos/ --size 64 --crop centre     a folder of pictures; sub-folders are classes
+  ddpm train --data cifar10.tar.xz --recipe cifar10-ho  Ho's CIFAR-10 network and settings
+  ddpm train --schedule linear --parameterization eps   any piece by name; --help-all lists their own settings
+  ddpm train --config my.toml --steps 50000             settings from files, flags win
+"""
+
+
+def add(parser: Parser) -> None:
+    """The command's arguments."""
+    add_flags(parser, TrainConfig, FAMILIES)
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="TOML file of settings; may be given several times, later ones win")
+    parser.add_argument("--recipe", default="auto", metavar="NAME", help=f"settings to start from: {', '.join(names())}, none; auto: digits for the digits")
+
+
+def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:
+    """Defaults < recipe < files < flags."""
+    flags = flags_layer(args, extra, args.parser, TrainConfig, FAMILIES)
+    layers = [*map(read_file, args.config), flags]
+    name = args.recipe
+    if name == "auto":
+        plain = resolve(TrainConfig, layers, FAMILIES)  # which data are meant, and whether the rest is legal
+        name = "digits" if plain.data.data == "digits" else "none"
+    if name != "none":
+        layers.insert(0, Layer(f"recipe {name}", recipe(name)))
+    return resolve(TrainConfig, layers, FAMILIES)
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Train, and end with what to do next."""
+    config = settings(args, extra)
+    from ddpm.training.run import train
+
+    command = shlex.join(["ddpm", *sys.argv[1:]])
+    finished = train(config, command=command)
+    if not finished.code:
+        pictures = sorted((finished.run / "samples").glob("step-*"))
+        if pictures:
+            print(f"samples: {pictures[-1]}")
+        print(f"model card: {finished.run / 'README.md'}")
+        print(f"next: ddpm sample {shlex.quote(str(finished.run))} --n 64 --seed 1")
+    return finished.code

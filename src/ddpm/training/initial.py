@@ -1,0 +1,44 @@
+"""`--init`: start from another run's weights, taking over what fits and listing what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ddpm.errors import CheckpointError
+from ddpm.training.state import RunState, open_run
+
+SHOWN = 5
+
+
+def _weights(source: str) -> dict[str, torch.Tensor]:
+    """The averaged weights of a run, or the tensors of a .safetensors file."""
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"init: {path} cannot be read as safetensors: {error}") from error
+    saved = open_run(path)
+    names = [name for name in saved.tensor_names if name.startswith("ema-")] or ["model"]
+    return saved.tensors(names[0])
+
+
+def start_from(source: str, state: RunState, say: Callable[[str], None]) -> None:
+    """Copy every tensor whose name and shape fit into the weights and their average; CheckpointError where none does."""
+    weights, own = _weights(source), dict(state.denoiser.named_parameters())
+    fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
+    if not fits:
+        raise CheckpointError(f"init: no tensor of {source} fits this network; it holds {', '.join(list(weights)[:SHOWN])} ...")
+    other = [f"{name}: {tuple(weights[name].shape)} there, {tuple(own[name].shape)} here" for name in own if name in weights and name not in fits]
+    other += [f"{name}: not in {source}" for name in own if name not in weights]
+    with torch.no_grad():
+        for name, tensor in fits.items():
+            own[name].copy_(tensor)
+            state.ema.weights[name].copy_(tensor)
+    more = f" ... and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
+    say(f"started from {source}: {len(fits)} of {len(own)} tensors taken over" + (f"; left as they were: {'; '.join(other[:SHOWN])}{more}" if other else ""))

@@ -1,0 +1,145 @@
+"""Samples on the way and at the end, the loss curve and the model card: what a person looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.export import as_pictures, grid, save_npz, save_picture
+from ddpm.denoiser import Card, Codec
+from ddpm.sampling import sample
+from ddpm.training.ema import swapped
+from ddpm.training.logbook import read_metrics
+from ddpm.training.state import write_text
+
+if TYPE_CHECKING:
+    from ddpm.training.config import TrainConfig
+    from ddpm.training.trainer import Trainer
+
+PREVIEW_STEPS = 50
+
+
+def limits(codec: Codec) -> tuple[float, float]:
+    """What is shown as black and as white."""
+    if codec.bins is not None:
+        return codec.bins
+    return min(codec.low or (-1.0,)), max(codec.high or (1.0,))
+
+
+def example_conditions(trainer: Trainer, count: int) -> dict[str, Tensor] | None:
+    """Conditions for a preview: classes in turn, else those of the first held-out (or training) samples."""
+    card, keys = trainer.dataset.card, trainer.keys
+    if not keys:
+        return None
+    rows = trainer.dataset.held_rows if len(trainer.dataset.held_rows) else trainer.dataset.train_rows
+    rows = np.resize(rows, count)
+    cond = {key: torch.from_numpy(np.asarray(trainer.dataset.cond[key][rows])) for key in keys}
+    if "class" in cond:
+        cond["class"] = torch.arange(count) % len(card.classes)
+    return {key: value.to(trainer.machine.device) for key, value in cond.items()}
+
+
+def preview(trainer: Trainer, *, last: bool) -> Path:
+    """Draw a few samples with the averaged weights into samples/; a picture where they can be seen, `.npz` otherwise. Always from seed 0."""
+    denoiser, config = trainer.denoiser, trainer.config
+    classes = len(trainer.dataset.card.classes) if "class" in trainer.keys else 0
+    count = max(config.preview, 10 * classes if last and classes <= 20 else 0)
+    steps = min(PREVIEW_STEPS, denoiser.process.schedule.T or PREVIEW_STEPS)
+    with swapped(denoiser, trainer.state.ema.weights):
+        drawn = sample(denoiser, count, steps=steps, cond=example_conditions(trainer, count), autocast=trainer.machine.autocast).cpu().numpy()
+    path = trainer.run / "samples" / f"step-{trainer.state.step:07d}"
+    pictures = as_pictures(drawn)
+    if pictures is None:
+        return save_npz(drawn, None, path.with_suffix(".npz"))
+    columns = classes if 1 < classes <= 20 and count >= classes else None
+    return save_picture(grid(pictures, limits(denoiser.codec), columns=columns), path.with_suffix(".png"))
+
+
+def loss_figure(run: Path) -> Path | None:
+    """loss.png from metrics.jsonl; None where matplotlib is not installed or nothing was logged."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return None
+    rows = read_metrics(run)
+    train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    held = [(row["step"], row["held_out_loss"], row["gaussian_loss"]) for row in rows if "held_out_loss" in row]
+    if not train:
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
+    axes.plot(*zip(*train, strict=True), color="C0", alpha=0.7, label="training loss")
+    if held:
+        steps, losses, floors = zip(*held, strict=True)
+        axes.plot(steps, losses, "o-", color="C1", markersize=3, label="held-out |eps - eps_hat|^2, averaged weights")
+        axes.plot(steps, floors, "--", color="grey", label="best a Gaussian can do")
+    axes.set(xlabel="step", ylabel="loss per entry", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    path = run / "loss.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+CARD = """---
+library_name: ddpm
+tags: [diffusion, denoising-diffusion-probabilistic-model]
+---
+
+# {name}
+
+A denoising diffusion model of {what}, trained for {steps} steps of {images} samples.
+
+![samples](samples/{picture})
+
+| | |
+|---|---|
+| data | {data}: {count} samples {shape}, {held} held out; fingerprint `{fingerprint}` |
+| schedule, prediction, loss | {schedule}, {prediction}, {loss} |
+| network | {network}, {parameters:,} parameters |
+| seed, precision, device | {seed}, {precision}, {device} |
+| held-out loss | {score} |
+
+## Use
+
+```
+ddpm sample {run} --n 64
+```
+
+```python
+import ddpm
+
+denoiser = ddpm.load("{run}")
+samples = ddpm.sample(denoiser, 64)  # in the data's own units, {dtype} {shape}
+```
+
+## Cite
+
+Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239.
+"""
+
+
+def model_card(trainer: Trainer) -> Path:
+    """README.md of the run folder: data, settings, scores, how to load, how to cite."""
+    config: TrainConfig = trainer.config
+    card: Card = trainer.dataset.card
+    scores = [row for row in read_metrics(trainer.run) if "held_out_loss" in row]
+    score = f"{scores[-1]['held_out_loss']:.4f} (a Gaussian reaches {scores[-1]['gaussian_loss']:.4f})" if scores else "nothing was held out"
+    pictures = sorted((trainer.run / "samples").glob("step-*"))
+    text = CARD.format(
+        name=trainer.run.name, what=card.name, steps=trainer.state.step, images=config.batch * config.accumulate, picture=pictures[-1].name if pictures else "",
+        data=card.name, count=card.count, shape=card.shape, held=card.held_out, fingerprint=card.fingerprint[:12], schedule=type(config.schedule).__name__,
+        prediction=type(config.parameterization).__name__, loss=type(config.loss).__name__, network=trainer.own_network or type(config.network).__name__,
+        parameters=sum(p.numel() for p in trainer.denoiser.parameters()), seed=config.seed, precision=trainer.machine.precision, device=trainer.machine.device,
+        score=score, run=trainer.run, dtype=card.dtype,
+    )  # fmt: skip
+    path = trainer.run / "README.md"
+    write_text(path, text)
+    return path
