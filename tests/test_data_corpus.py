@@ -202,6 +202,7 @@ def test_sixteen_bit_grey_keeps_its_levels_alone_and_among_eight_bit_pictures(tm
     noise("L", (256, 256)).save(tmp_path / "other.png")
     mixed = open_data(DataSettings(data=str(tmp_path)))
     assert mixed.card.dtype == "uint8" and len(np.unique(mixed.samples[:1])) >= 250
+    assert np.array_equal(mixed.samples[0, 0], np.round(np.asarray(ramp16()) / 257))
 
 
 def test_hidden_colours_never_show() -> None:

@@ -1,4 +1,4 @@
-"""The networks: shapes, conditions, refusals, initialisation, and every fast way against the plain one."""
+"""The networks as wholes: shapes, conditions, gradients, names, and every fast way against the plain one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import dataclasses
 import math
 import subprocess
 import sys
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.errors import ConfigError
 from ddpm.networks import NETWORKS, CondSpec, MLPConfig, UNetConfig, blocks
-from ddpm.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, conv, group_norm, reference
-from ddpm.networks.embeddings import sinusoidal
+from ddpm.networks.blocks import reference
 
 SHAPES = [(2, 8), (3, 4, 8), (2, 2, 4, 6)]
 TINY = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,), dropout=0.0, groups=2)
@@ -188,79 +186,6 @@ def test_the_fast_ways_are_taken_and_reference_leaves_them(monkeypatch: pytest.M
     assert set(taken) == {"scaled_dot_product_attention"}
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_stretched_upsampling_repeats_then_convolves(axes: int) -> None:
-    layer = settled(Upsample(axes, 4))
-    x = torch.randn(64, 4, *[4, 2, 3][:axes], dtype=torch.float64)
-    repeated = x
-    for axis in range(2, x.ndim):
-        repeated = repeated.repeat_interleave(2, dim=axis)
-    torch.testing.assert_close(layer(x, x), layer.conv(repeated), rtol=0, atol=1e-12)
-
-
-def test_attention_is_softmax_of_scaled_products_head_by_head() -> None:
-    layer = settled(Attention(8, 2, groups=2, zero=False))
-    x = torch.randn(2, 8, 3, 2, dtype=torch.float64)
-    tokens = layer.norm(x).flatten(2).transpose(1, 2)
-    heads = []
-    for head in range(2):
-        q, k, v = (tokens @ layer.qkv.weight[8 * part + 4 * head :][:4].T + layer.qkv.bias[8 * part + 4 * head :][:4] for part in range(3))
-        heads.append(((q @ k.transpose(1, 2)) / 2).softmax(-1) @ v)
-    expected = x + layer.proj(torch.cat(heads, dim=2)).transpose(1, 2).reshape(x.shape)
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("film", [False, True])
-@pytest.mark.parametrize("resize", ["", "down", "up"])
-def test_residual_block_is_its_formula(film: bool, resize: str) -> None:
-    block = settled(ResidualBlock(2, 4, 8, 6, groups=2, dropout=0.0, film=film, zero=True, resize=resize))
-    x, emb = torch.randn(2, 4, 4, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
-
-    def swish(value: Tensor) -> Tensor:
-        return value * value.sigmoid()
-
-    def sized(value: Tensor) -> Tensor:
-        if resize == "down":
-            return value.unflatten(3, (3, 2)).mean(4).unflatten(2, (2, 2)).mean(3)
-        return value.repeat_interleave(2, 2).repeat_interleave(2, 3) if resize else value
-
-    h = block.conv1(sized(swish(block.norm1(x))))
-    told = block.project(emb)[:, :, None, None]
-    h = block.norm2(h) * (1 + told[:, :8]) + told[:, 8:] if film else block.norm2(h + told)
-    assert block.shortcut is not None
-    torch.testing.assert_close(block(x, emb), block.shortcut(sized(x)) + block.conv2(swish(h)), rtol=0, atol=1e-12)
-
-
-def test_halving_pads_one_zero_at_the_end_only() -> None:
-    layer = settled(Downsample(1, 1))
-    first, second, third = layer.conv.weight.flatten().tolist()
-    bias = layer.conv.state_dict()["bias"].item()
-    result = layer(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]], dtype=torch.float64), torch.zeros(1, 1))
-    assert result.flatten().tolist() == pytest.approx([first + 2 * second + 3 * third + bias, 3 * first + 4 * second + bias])
-
-
-def test_every_block_of_the_unet_is_told_the_swish_of_the_embedding() -> None:
-    network, told, made = settled(TINY.build((1, 4, 4))), [], []
-    network.embed.register_forward_hook(lambda module, given, result: made.append(result))
-    for part in network.modules():
-        if isinstance(part, ResidualBlock):
-            part.project.register_forward_hook(lambda module, given, result: told.append(given[0]))
-    network(torch.zeros(1, 1, 4, 4, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
-    assert len(told) == 8
-    assert all(torch.allclose(value, made[0] * made[0].sigmoid(), rtol=0, atol=1e-14) for value in told)
-
-
-def test_mlp_is_its_formula() -> None:
-    network = settled(MLPConfig(width=8, depth=1).build((3,)))
-    x, c_noise = torch.randn(2, 3, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    emb = network.embed(c_noise, None)
-    h, block = network.stem(x), network.blocks[0]
-    scale, shift = block.project(emb * emb.sigmoid()).chunk(2, dim=1)
-    inner = block.layer1((h - h.mean(1, keepdim=True)) / (h.var(1, keepdim=True, correction=0) + 1e-5).sqrt() * (1 + scale) + shift)
-    h = network.norm(h + block.layer2(inner * inner.sigmoid()))
-    torch.testing.assert_close(network(x, c_noise), network.head(h * h.sigmoid()), rtol=0, atol=1e-12)
-
-
 def test_axes_are_treated_alike() -> None:
     network, turned = settled(TINY.build((1, 4, 8))), settled(TINY.build((1, 8, 4)))
     with torch.no_grad():
@@ -269,34 +194,6 @@ def test_axes_are_treated_alike() -> None:
                 value.copy_(value.transpose(2, 3).clone())
     x, c_noise = torch.randn(2, 1, 4, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
     torch.testing.assert_close(turned(x.transpose(2, 3), c_noise).transpose(2, 3), network(x, c_noise), rtol=0, atol=1e-11)
-
-
-def test_sinusoidal_is_sines_then_cosines_from_frequency_1_to_1_in_10000() -> None:
-    wave = sinusoidal(torch.tensor([0.0, 3.0, 999.0], dtype=torch.float64), 8)
-    for row, c in enumerate((0.0, 3.0, 999.0)):
-        angles = [c * 10000 ** (-i / 3) for i in range(4)]
-        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert wave[row].tolist() == pytest.approx(expected, abs=1e-12)
-    assert sinusoidal(torch.tensor([7.0], dtype=torch.bfloat16), 4).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups", "expected"),
-    [(128, 32, 32), (256, 32, 32), (384, 32, 32), (32, 32, 8), (48, 32, 12), (20, 32, 5), (6, 32, 1), (3, 32, 1), (128, 1, 1)],
-)
-def test_groups_divide_the_channels_and_hold_four(channels: int, groups: int, expected: int) -> None:
-    assert group_norm(channels, groups).num_groups == expected
-
-
-def test_weights_start_uniform_with_variance_one_over_the_mean_fan() -> None:
-    torch.manual_seed(0)
-    weight = conv(2, 64, 32).weight
-    bound = math.sqrt(6 / (9 * (64 + 32)))
-    assert weight.abs().max() <= bound
-    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    qkv = Attention(64, 1, groups=8, zero=True).qkv.weight
-    assert qkv.std().item() == pytest.approx(1 / 8, rel=0.03)  # three square matrices, not one of 64 x 192
-    assert conv(2, 4, 4).state_dict()["bias"].abs().max() == 0
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -348,68 +245,3 @@ def test_saved_weights_give_the_same_network(config: UNetConfig | MLPConfig, sha
     two.load_state_dict(one.state_dict())
     assert all(value.is_contiguous() for value in one.state_dict().values())
     assert torch.equal(one.eval()(*given), two.eval()(*given))
-
-
-@pytest.mark.parametrize(
-    ("config", "shape", "message"),
-    [
-        (UNetConfig(), (3, 30, 32), r"divisible by 8; got \(3, 30, 32\), where not divisible: 30 \(nearest: 24 or 32\)\. Resize or pad"),
-        (UNetConfig(), (1, 3), r"3 \(nearest: 8\)"),
-        (UNetConfig(), (5,), r"UNet got \(5,\); it takes .* For a vector \(F,\) use MLP"),
-        (UNetConfig(), (1, 8, 8, 8, 8), r"it takes \(C, L\), \(C, H, W\) or \(C, T, H, W\)"),
-        (UNetConfig(mults=()), (3, 8, 8), r"mults: got none; give one"),
-        (UNetConfig(mults=(1, 0)), (3, 8, 8), r"mults .*0.*>= 1"),
-        (UNetConfig(attention=(4,)), (3, 8, 8), r"attention: got level 4; allowed 0\.\.3"),
-        (UNetConfig(heads=3), (3, 8, 8), r"heads: got 3; it must divide the 256 channels of level 1"),
-        (UNetConfig(head_channels=48), (3, 8, 8), r"head_channels: got 48; it must divide the 256 channels"),
-        (UNetConfig(dropout=1.0), (3, 8, 8), r"dropout .*1\.0.*>= 0 and < 1"),
-        (UNetConfig(resample=cast(Any, "bilinear")), (3, 8, 8), r"resample .*bilinear.*conv.*block"),
-        (UNetConfig(channels=5), (3, 8, 8), r"channels: got 5; the time embedding needs an even number"),
-        (UNetConfig(channels=2, groups=0), (3, 8, 8), r"channels .*2.*>= 4(.|\n)*groups .*0.*>= 1"),
-        (MLPConfig(), (3, 8), r"MLP got \(3, 8\); it takes vectors \(F,\)"),
-        (MLPConfig(width=3, depth=0), (3,), r"width .*3.*>= 4\ndepth .*0.*>= 1"),
-        (MLPConfig(width=5), (3,), r"width: got 5; the time embedding needs an even number"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_refused_all_at_once(config: UNetConfig | MLPConfig, shape: tuple[int, ...], message: str) -> None:
-    assert config.problems(shape)
-    with pytest.raises(ConfigError, match=message):
-        config.build(shape)
-
-
-def test_condition_spec_and_out_are_checked_with_the_rest() -> None:
-    for config, shape in ((TINY, (1, 4)), (MLPConfig(), (4,))):
-        with pytest.raises(ConfigError, match=r"cond\.classes .*-1.*\nout: got 0"):
-            config.build(shape, 0, CondSpec(classes=-1))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": (3, 2, 4, 4)}, r"got x of shape \(3, 2, 4, 4\); it was built for \(B, 1, 4, 4\)"),
-        ({"x": (3, 1, 4)}, r"got x of shape \(3, 1, 4\)"),
-        ({"x": (3, 1, 4, 5)}, r"5 is not divisible by 2, nearest: 4 or 6"),
-        ({"c_noise": ()}, r"got c_noise of shape \(\); it needs one number a sample, \(3,\)"),
-        ({"class": None}, r'cond\["class"\]: this network is conditioned on it and got .*"vector"|\'vector\''),
-        ({"class": torch.zeros(3)}, r"torch.float32; it must hold whole numbers 0\.\.2"),
-        ({"class": torch.zeros(3, 1, dtype=torch.int64)}, r'cond\["class"\]: got shape \(3, 1\); .* need \(3,\)'),
-        ({"vector": torch.zeros(3, 5)}, r'cond\["vector"\]: got shape \(3, 5\); .* need \(3, 4\)'),
-        ({"image": torch.zeros(3, 2, 4, 2)}, r"need \(3, 2, 4, 4\)"),
-        ({"null": torch.zeros(3)}, r'cond\["null"\]: got torch.float32 \(3,\); it must be bool \(3,\)'),
-    ],
-)
-def test_misuse_is_refused_with_what_was_given_and_what_is_needed(change: dict[str, Any], message: str) -> None:
-    network = TINY.build((1, 4, 4), 1, ALL)
-    x, c_noise, cond = inputs((1, 4, 4), dtype=torch.float32)
-    x = torch.zeros(change.pop("x", x.shape))
-    c_noise = torch.zeros(change.pop("c_noise", c_noise.shape))
-    cond = {key: value for key, value in {**cond, **change}.items() if value is not None}
-    with pytest.raises(ConfigError, match=message):
-        network(x, c_noise, cond)
-
-
-def test_mlp_refuses_misuse_too() -> None:
-    network = MLPConfig(width=8).build((5,))
-    for shape, levels in (((2, 4), (2,)), ((2, 5, 1), (2,)), ((2, 5), (3,))):
-        with pytest.raises(ConfigError, match="MLP: got"):
-            network(torch.zeros(shape), torch.zeros(levels))

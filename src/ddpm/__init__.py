@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm.denoiser import Denoiser as Denoiser
     from ddpm.denoiser import NetworkDenoiser as NetworkDenoiser
-    from ddpm.training import load as load
     from ddpm.process import Process as Process
     from ddpm.sampling import sample as sample
     from ddpm.sampling import trajectory as trajectory
+    from ddpm.training import load as load
     from ddpm.training import train as train
 
 __version__ = "0.1.0"

@@ -17,7 +17,9 @@ else:
     from ddpm.lazy import torch
 
 _WORD = 2**64
-PURPOSES = {name: i for i, name in enumerate(("order", "times", "noise", "dropout", "augment", "start", "step", "network", "holdout", "evaluate"))}
+PURPOSES = {
+    name: i for i, name in enumerate(("order", "times", "noise", "dropout", "augment", "start", "step", "network", "holdout", "evaluate"))
+}
 
 
 def generator(seed: int, purpose: str, index: int = 0, step: int = 0) -> np.random.Generator:
@@ -27,7 +29,9 @@ def generator(seed: int, purpose: str, index: int = 0, step: int = 0) -> np.rand
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def normals(seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str, step: int = 0, dtype: torch.dtype | None = None) -> torch.Tensor:
+def normals(
+    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str, step: int = 0, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Unit normals (len(indices), *shape), row i a function of (seed, indices[i], purpose, step) alone; float32 unless dtype is float64."""
     wide = dtype == torch.float64
     out = np.empty((len(indices), *shape), dtype=np.float64 if wide else np.float32)

@@ -111,11 +111,11 @@ def close(got: Tensor | float, wanted: Tensor | float, rtol: float = 1e-10, atol
     torch.testing.assert_close(got, wanted.expand_as(got), rtol=rtol, atol=atol)
 
 
-def printed(got: Tensor | float, figure: str) -> None:
+def printed(got: Tensor | float, figure: str, units: float = 0.5001) -> None:
     """Agreement with a figure as printed in decimal: to half a unit of its last digit."""
     digits, _, power = figure.lower().partition("e")
     unit_in_last = 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
-    assert abs(float(got) - float(figure)) <= 0.5001 * unit_in_last, f"{float(got)!r} is not {figure}"
+    assert abs(float(got) - float(figure)) <= units * unit_in_last, f"{float(got)!r} is not {figure}"
 
 
 def all_below(values: Iterable[float], limit: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ddpm.config import Parser, add_flags, flags_layer, resolve
+from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
 from ddpm.data.settings import DataSettings
 
 HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read.
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Read everything and print the card."""
     layers = [flags_layer(args, extra, args.parser, DataSettings, {})]
     if args.path is not None:
-        layers.append(("DATA", {"data": args.path}))
+        layers.append(Layer("DATA", {"data": args.path}))
     settings = resolve(DataSettings, layers)
     from ddpm.config import to_dict
     from ddpm.data import describe, open_data

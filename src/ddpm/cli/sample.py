@@ -39,11 +39,19 @@ class SampleConfig:
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
     vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
-    guidance: float = setting(1.0, "classifier-free guidance: 1 the conditional model, 0 unconditional, more: closer to the class", low=-100.0, high=100.0, group="what")
+    guidance: float = setting(
+        1.0,
+        "classifier-free guidance: 1 the conditional model, 0 unconditional, more: closer to the class",
+        low=-100.0,
+        high=100.0,
+        group="what",
+    )
     sampler: Sampler = setting(DDIM(), "method", group="how")
     steps: int = setting(50, "network calls for each sample", low=1, high=1_000_000, group="how")
     grid: Grid | None = setting(None, "which noise levels are visited; none: what suits the schedule", group="how")
-    clip: Literal["auto", "off", "static", "dynamic"] = setting("auto", "keep predictions in the data's range; auto: for pictures and other levels", group="how")
+    clip: Literal["auto", "off", "static", "dynamic"] = setting(
+        "auto", "keep predictions in the data's range; auto: for pictures and other levels", group="how"
+    )
     weights: Literal["ema", "raw"] = setting("ema", "the averaged weights, or the last ones", group="how")
     step: int | None = setting(None, "training step of the checkpoint; none: the newest", low=0, group="how")
     batch: int = setting(256, "samples drawn at once", low=1, high=1_000_000, group="how")
@@ -81,7 +89,9 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
             shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
             raise ConfigError(f"--classes: got {', '.join(unknown)}; this model knows {shown}")
         wanted = [names.index(name) for name in config.classes] if config.classes else list(range(len(names)))
-        cond["class"] = torch.tensor([wanted[i * len(wanted) // config.n] if config.n >= len(wanted) else wanted[i] for i in range(config.n)])
+        cond["class"] = torch.tensor(
+            [wanted[i * len(wanted) // config.n] if config.n >= len(wanted) else wanted[i] for i in range(config.n)]
+        )
     if vector:
         if config.vector is None:
             raise ConfigError(f"--vector: this model needs {len(vector)} numbers: {', '.join(vector)}")
@@ -89,7 +99,9 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
     return cond or None
 
 
-def film(denoiser: Denoiser, codec: Any, config: SampleConfig, cond: dict[str, torch.Tensor] | None, autocast: torch.dtype | None, folder: Path) -> list[Path]:
+def film(
+    denoiser: Denoiser, codec: Any, config: SampleConfig, cond: dict[str, torch.Tensor] | None, autocast: torch.dtype | None, folder: Path
+) -> list[Path]:
     """Walk up to 36 samples once more and keep the frames: x below, the prediction of x0 above it."""
     from ddpm.data.export import as_pictures, grid, save_film
     from ddpm.sampling import trajectory
@@ -98,7 +110,17 @@ def film(denoiser: Denoiser, codec: Any, config: SampleConfig, cond: dict[str, t
     count = min(config.n, 36)
     picked = {key: value[:: max(1, len(value) // count)][:count] for key, value in cond.items()} if cond else None
     frames = []
-    steps = trajectory(denoiser, count, steps=config.steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=picked, clip=config.clip, autocast=autocast)
+    steps = trajectory(
+        denoiser,
+        count,
+        steps=config.steps,
+        sampler=config.sampler,
+        grid=config.grid,
+        seed=config.seed,
+        cond=picked,
+        clip=config.clip,
+        autocast=autocast,
+    )
     for frame in steps:
         if frame.step % max(1, config.steps // 60) == 0 or frame.step == config.steps:
             pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
@@ -114,9 +136,16 @@ def _write(config: SampleConfig, drawn: Any, labels: Any, names: list[str], code
 
     written: list[Path] = []
     if config.format == "npz":
-        written.append(save_npz(drawn, labels, folder / f"samples_{'x'.join(map(str, (len(drawn), *drawn.shape[2:], drawn.shape[1])))}.npz"))
+        written.append(
+            save_npz(drawn, labels, folder / f"samples_{'x'.join(map(str, (len(drawn), *drawn.shape[2:], drawn.shape[1])))}.npz")
+        )
     else:
-        save_pngs(drawn, limits(codec), folder, [names[label] for label in labels] if labels is not None and len(set(labels.tolist())) > 1 else None)
+        save_pngs(
+            drawn,
+            limits(codec),
+            folder,
+            [names[label] for label in labels] if labels is not None and len(set(labels.tolist())) > 1 else None,
+        )
         written.append(folder)
     pictures = as_pictures(drawn)
     if pictures is not None:
@@ -158,7 +187,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if config.film:
         written += film(guided, model.codec, config, cond, machine.autocast, folder)
     clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
-    print(f"{config.n} samples by {type(config.sampler).__name__}, {config.steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights")
+    how = f"{type(config.sampler).__name__}, {config.steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights"
+    print(f"{config.n} samples by {how}")
     for path in written:
         print(f"  {shlex.quote(str(path))}")
     return 0

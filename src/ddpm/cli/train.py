@@ -23,8 +23,12 @@ HELP = """Train a diffusion model. The same command again resumes where it stopp
 def add(parser: Parser) -> None:
     """The command's arguments."""
     add_flags(parser, TrainConfig, FAMILIES)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="TOML file of settings; may be given several times, later ones win")
-    parser.add_argument("--recipe", default="auto", metavar="NAME", help=f"settings to start from: {', '.join(names())}, none; auto: digits for the digits")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="TOML file of settings; may be given several times, later ones win"
+    )
+    parser.add_argument(
+        "--recipe", default="auto", metavar="NAME", help=f"settings to start from: {', '.join(names())}, none; auto: digits for the digits"
+    )
 
 
 def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:

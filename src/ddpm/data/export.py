@@ -17,7 +17,9 @@ Range = tuple[float, float]
 
 
 def to_pixels(samples: NDArray[Any], limits: Range) -> NDArray[np.uint8]:
-    """(N, C, H, W) in the data's units -> (N, H, W, 3) 8-bit, limits mapped to black and white; one channel grey, two or more than three: the first."""
+    """(N, C, H, W) in the data's units -> (N, H, W, 3) 8-bit, limits mapped to black and white; one channel grey, two or more than three:
+    the first.
+    """
     low, high = limits
     scaled = np.clip((samples.astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
     pixels = np.round(scaled * 255.0).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Where a network, its process and its parameterization meet; the codec between data and the space diffused in; denoisers with exact answers."""
+"""Where a network, its process and its parameterization meet; the codec between data and the space diffused in; denoisers with exact
+answers.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,34 @@ _MODULES = {  # these are torch modules, imported when first asked for
 }
 
 __all__ = [
-    *("CLOCKS", "PARAMETERIZATIONS", "X0", "BoundModel", "Card", "Clock", "Codec", "Cond", "Denoiser", "EDMPreconditioning", "Eps", "Flow"),
-    *("Index", "LogSNRClock", "Mixture", "Model", "NetworkDenoiser", "Parameterization", "PosteriorMean", "Prediction", "Residuals", "Score", "V"),
-    *("default_clock", "finite", "gaussian", "legal", "reaches_zero"),
+    "CLOCKS",
+    "PARAMETERIZATIONS",
+    "X0",
+    "BoundModel",
+    "Card",
+    "Clock",
+    "Codec",
+    "Cond",
+    "Denoiser",
+    "EDMPreconditioning",
+    "Eps",
+    "Flow",
+    "Index",
+    "LogSNRClock",
+    "Mixture",
+    "Model",
+    "NetworkDenoiser",
+    "Parameterization",
+    "PosteriorMean",
+    "Prediction",
+    "Residuals",
+    "Score",
+    "V",
+    "default_clock",
+    "finite",
+    "gaussian",
+    "legal",
+    "reaches_zero",
 ]
 
 

@@ -22,7 +22,9 @@ class Card:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sigma_data: float  # RMS over all entries of the data as diffused, i.e. after `Codec.encode`
-    bins: tuple[float, float] | None = None  # (lowest, highest) integer level the format allows: digits (0, 16), 8-bit pictures (0, 255); None: continuous
+    bins: tuple[float, float] | None = (
+        None  # (lowest, highest) integer level the format allows: digits (0, 16), 8-bit pictures (0, 255); None: continuous
+    )
     classes: tuple[str, ...] = ()  # names; the class id is the position
     class_counts: tuple[int, ...] = ()
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition

@@ -27,7 +27,10 @@ class Clock(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Index(Clock):
-    """c = scale t - 1: the chain's index 0..999 for T = 1000, in fractions between. Reference: Ho et al., 2020, arXiv:2006.11239, appendix B."""
+    """c = scale t - 1: the chain's index 0..999 for T = 1000, in fractions between.
+
+    Reference: Ho et al., 2020, arXiv:2006.11239, appendix B.
+    """
 
     scale: float = setting(1000.0, "reading at t = 1, plus 1", above=0.0)
 

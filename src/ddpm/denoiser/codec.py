@@ -30,7 +30,9 @@ class Codec:
 
     @classmethod
     def of(cls, card: Card) -> Codec:
-        """The codec a card asks for: "range" maps the bins (or lowest and highest value) to [-1, 1]; "standard" each channel to mean 0 and deviation 1."""
+        """The codec a card asks for: "range" maps the bins (or lowest and highest value) to [-1, 1]; "standard" each channel to mean 0 and
+        deviation 1.
+        """
         if card.normalise == "standard":
             shift, scale = card.mean, tuple(s if s > 0 else 1.0 for s in card.std)
         else:
@@ -57,7 +59,9 @@ class Codec:
         return raw.to(getattr(torch, self.dtype))
 
     def bounds(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Lowest and highest encoded value of each channel, to broadcast over x: of the bins where the data have them, else of the data; None when unknown."""
+        """Lowest and highest encoded value of each channel, to broadcast over x: of the bins where the data have them, else of the data;
+        None when unknown.
+        """
         if self.bins is not None:
             lowest, highest = (tuple(end for _ in self.shift) for end in self.bins)
         elif self.low is not None and self.high is not None:
@@ -68,5 +72,7 @@ class Codec:
         return (self._fit(lowest, x) - shift) / scale, (self._fit(highest, x) - shift) / scale
 
     def bin_width(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Width of one level in the space diffused in, per channel (2/255 for 8-bit pictures, 2/16 for the digits); None for continuous data."""
+        """Width of one level in the space diffused in, per channel (2/255 for 8-bit pictures, 2/16 for the digits); None for continuous
+        data.
+        """
         return None if self.bins is None else 1.0 / self._fit(self.scale, x)

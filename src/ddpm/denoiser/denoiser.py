@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,14 @@ class Residuals(NamedTuple):
     value: tuple[float, ...]
 
 
+@runtime_checkable  # so that tests can check annotations at run time
 class Model(Protocol):
     """All a sampler sees: a denoiser with its condition bound."""
 
-    meaning: str  # "mean": E[x0 | x]; "map": a consistency student, which refuses ODE samplers
+    @property
+    def meaning(self) -> str:
+        """Either "mean": predicts E[x0 | x]; "map": a consistency student, which refuses ODE samplers."""
+        ...
 
     @property
     def process(self) -> Process:
@@ -107,10 +111,18 @@ class NetworkDenoiser(Denoiser):
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15).
     """
 
-    codec: Codec
+    codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]  (never None here)
 
     def __init__(
-        self, network: nn.Module, process: Process, parameterization: Parameterization, clock: Clock, codec: Codec, shape: tuple[int, ...], *, learned_variance: bool = False
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        clock: Clock,
+        codec: Codec,
+        shape: tuple[int, ...],
+        *,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -136,7 +148,9 @@ class NetworkDenoiser(Denoiser):
     def residual(self, at: At) -> Tensor:
         """The measured E|x0 - x0_hat|^2 per entry, interpolated linearly in log-SNR, constant beyond the measured levels."""
         if self.residuals is None:
-            raise ConfigError("variance 'analytic': this model holds no residual moments; they are measured on held-out data while it trains")
+            raise ConfigError(
+                "variance 'analytic': this model holds no residual moments; they are measured on held-out data while it trains"
+            )
         levels, values = (torch.tensor(column, dtype=torch.float64) for column in self.residuals)
         wanted = at.log_snr.to(levels).clamp(levels[0], levels[-1])
         right = torch.searchsorted(levels, wanted.contiguous()).clamp(1, len(levels) - 1)

@@ -1,4 +1,9 @@
-"""Denoisers with exact answers: mixtures of Gaussians, of which a Gaussian and a finite data set are the ends. For tests, studies and the docs."""
+"""Denoisers with exact answers: mixtures of Gaussians, of which a Gaussian and a finite data set are the ends.
+
+For tests, studies and the docs.
+"""
+
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
 
 from __future__ import annotations
 
@@ -23,6 +28,11 @@ class Mixture(Denoiser):
     float64. Raises ConfigError for shapes that do not fit or covariances with negative eigenvalues.
     """
 
+    means: Tensor  # (K, n)
+    variances: Tensor  # (K, n) in the basis, or (K, 1) isotropic
+    basis: Tensor | None  # (K, n, n), columns eigenvectors
+    log_weights: Tensor  # (K,)
+
     def __init__(self, process: Process, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
         super().__init__()
         count, size = len(means), means[0].numel()
@@ -30,17 +40,22 @@ class Mixture(Denoiser):
         covariances = covariances.to(torch.float64)
         if covariances.shape not in {(count,), (count, size, size)}:
             raise ConfigError(f"covariances: got shape {tuple(covariances.shape)}, must be ({count},) or ({count}, {size}, {size})")
-        variances, basis = (covariances[:, None], None) if covariances.ndim == 1 else torch.linalg.eigh(covariances)
+        variances: Tensor = covariances[:, None]
+        basis: Tensor | None = None
+        if covariances.ndim == 3:
+            variances, basis = torch.linalg.eigh(covariances)
         if variances.min() < -1e-12:
             raise ConfigError(f"covariances: lowest eigenvalue {variances.min().item():g}, must not be negative")
         weights = torch.ones(count) if weights is None else weights
         self.register_buffer("means", means.reshape(count, size).to(torch.float64))
-        self.register_buffer("variances", variances.clamp(min=0.0))  # (K, n) in the basis, or (K, 1) isotropic
-        self.register_buffer("basis", basis)  # (K, n, n), columns eigenvectors, or None
+        self.register_buffer("variances", variances.clamp(min=0.0))
+        self.register_buffer("basis", basis)
         self.register_buffer("log_weights", (weights.to(torch.float64) / weights.sum()).log())
 
     def _components(self, x: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, K) log joint densities, and per component whitened offsets S^-1 (x - alpha m) in the basis, with alpha and sigma as (B or 1, 1, 1)."""
+        """(B, K) log joint densities, and per component whitened offsets S^-1 (x - alpha m) in the basis, with alpha and sigma as (B or 1,
+        1, 1).
+        """
         flat = x.reshape(len(x), 1, -1).to(torch.float64)
         alpha, sigma = (level.to(torch.float64).reshape(-1, 1, 1) for level in (at.alpha, at.sigma))
         offset = flat - alpha * self.means  # (B, K, n)

@@ -138,7 +138,8 @@ class PosteriorMean(Parameterization):
 
 @dataclass(frozen=True, kw_only=True)
 class EDMPreconditioning(Parameterization):
-    """F such that input, target and output have unit variance: a = sigma/(sigma_data r), b = -alpha sigma_data/r, r^2 = sigma^2 + alpha^2 sigma_data^2.
+    """F such that input, target and output have unit variance: a = sigma/(sigma_data r), b = -alpha sigma_data/r, r^2 = sigma^2 + alpha^2
+    sigma_data^2.
 
     D = c_skip x + c_out F for any alpha, sigma; with alpha = 1 the published c_skip = sigma_data^2/r^2 and c_out = sigma sigma_data/r.
     sigma_data is measured from the data unless given.
@@ -171,7 +172,10 @@ def legal(schedule: Schedule, parameterization: Parameterization) -> str | None:
     """
     name = f"{type(parameterization).__name__} with {type(schedule).__name__}"
     if isinstance(parameterization, Eps | Score) and reaches_zero(schedule):
-        return f"{name}: alpha(1) = 0, where x is pure noise and predicting it says nothing of x0; use v, x0, flow or EDM, or a schedule that stops short of 0 (Linear, VPSDE, Cosine with clip)"
+        return (
+            f"{name}: alpha(1) = 0, where x is pure noise and predicting it says nothing of x0; use V, X0, Flow or EDMPreconditioning, "
+            "or a schedule that stops short of 0 (Linear, VPSDE, Cosine with clip)"
+        )
     if isinstance(parameterization, PosteriorMean) and schedule.T is None:
         return f"{name}: the posterior mean of the step before needs a discrete chain; give the schedule a T, or predict eps, x0 or v"
     return None

@@ -1,4 +1,6 @@
-"""Classifier-free guidance, with one convention: scale 1 is the conditional model, 0 the unconditional, more than 1 pushes beyond the condition."""
+"""Classifier-free guidance, with one convention: scale 1 is the conditional model, 0 the unconditional, more than 1 pushes beyond the
+condition.
+"""
 
 from __future__ import annotations
 

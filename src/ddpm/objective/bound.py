@@ -3,6 +3,8 @@
 Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 5 and 13; learned variance: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 3.1.
 """
 
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+
 from __future__ import annotations
 
 import math
@@ -32,8 +34,9 @@ def _log_interval(low: Tensor, high: Tensor) -> Tensor:
     """log(Phi(high) - Phi(low)) without cancellation: taken in the tail where both are negative."""
     flip = low + high > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    top = torch.special.log_ndtr(high)
-    return top + torch.log(-torch.expm1((torch.special.log_ndtr(low) - top).clamp(max=-1e-12)))
+    top: Tensor = torch.special.log_ndtr(high)
+    bottom: Tensor = torch.special.log_ndtr(low)
+    return top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-12)))
 
 
 def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Tensor:
@@ -55,7 +58,10 @@ def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Te
 
 
 def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: Denoiser, v: Tensor | None) -> Tensor:
-    """Variance of the model's p(x_s | x_t). At the last step, where the posterior's own is 0, "small" means that of the step before it (as published)."""
+    """Variance of the model's p(x_s | x_t).
+
+    At the last step, where the posterior's own is 0, "small" means that of the step before it (as published).
+    """
     small = process.posterior(s, t)[2]
     if bool((s.sigma == 0).any()):
         second = process.at((2.0 * t.t.double().cpu()).clamp(max=1.0)).like(t.t if t.t.ndim else t.alpha)
@@ -64,7 +70,9 @@ def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: D
     large = process.posterior(s, t, torch.ones_like(t.t))[2]
     if kind == "learned":
         if v is None:
-            raise ConfigError("variance 'learned': this denoiser predicts none; train it with learned_variance, or use small, large or analytic")
+            raise ConfigError(
+                "variance 'learned': this denoiser predicts none; train it with learned_variance, or use small, large or analytic"
+            )
         return small ** (2 * (1 - v)) * large ** (2 * v)
     if kind == "analytic":
         return torch.where(s.sigma == 0, small**2, process.residual_variance(s, t, denoiser.residual(t)))
@@ -72,12 +80,17 @@ def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: D
 
 
 def reverse_mean(process: Process, s: At, t: At, x: Tensor, prediction: Prediction) -> Tensor:
-    """Mean of the model's p(x_s | x_t): the posterior's with x0 replaced by the prediction. Reference: Ho et al., 2020, eq. 7 and section 3.2."""
+    """Mean of the model's p(x_s | x_t): the posterior's with x0 replaced by the prediction.
+
+    Reference: Ho et al., 2020, eq. 7 and section 3.2.
+    """
     c_x0, c_xt, _ = process.posterior(s, t)
     return c_x0 * prediction.x0 + c_xt * x
 
 
-def step_term(denoiser: Denoiser, x0: Tensor, cond: Cond, step: Tensor, eps: Tensor, variance: Variance, *, detach_mean: bool = False) -> Tensor:
+def step_term(
+    denoiser: Denoiser, x0: Tensor, cond: Cond, step: Tensor, eps: Tensor, variance: Variance, *, detach_mean: bool = False
+) -> Tensor:
     """L_{t-1} (L_0 where step = 1) of the chain's steps `step` (B,) in 1..T, at x_t = alpha x0 + sigma eps: nats per entry, (B,)."""
     process, length = denoiser.process, chain_length(denoiser.process)
     knot = step.to(device="cpu", dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""Losses: what training minimises. Settings (frozen dataclasses) that build a `Loss` module; its parameters train along, its buffers are checkpointed."""
+"""Losses: what training minimises.
+
+Settings (frozen dataclasses) that build a `Loss` module; its parameters train along, its buffers are checkpointed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Denoising(LossSettings):
     """Weighted regression of the network's target: L_simple, the continuous bound, min-SNR ... by its `weighting`.
 
     E_t[ k(t)/p(t) |F - F_hat|^2 ] with k the weighting's factor. `uncertainty` learns u(log_snr) per level and minimises |.|^2 exp(-u) + u
-    (Karras et al., 2024, arXiv:2312.02696, eq. 21). `importance` draws times by their loss (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 18).
+    (Karras et al., 2024, arXiv:2312.02696, eq. 21). `importance` draws times by their loss (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq.
+    18).
     """
 
     weighting: Weighting = setting(Simple(), "how much each noise level counts")
@@ -74,7 +78,8 @@ class VariationalBound(LossSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Hybrid(LossSettings):
-    """L_simple + weight L_vlb with learned variance; the mean is shielded from L_vlb by a stop-gradient. L_vlb in bits per entry, as in the published code.
+    """L_simple + weight L_vlb with learned variance; the mean is shielded from L_vlb by a stop-gradient. L_vlb in bits per entry, as in the
+    published code.
 
     Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 16 and section 3.1.
     """
@@ -95,9 +100,11 @@ class Hybrid(LossSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Stepwise(LossSettings):
-    """Regression of each step's data on the next, sum_t E[-log p(x_s | x_t)], s the instant before t; T times one random term, nats per entry.
+    """Regression of each step's data on the next, sum_t E[-log p(x_s | x_t)], s the instant before t; T times one random term, nats per
+    entry.
 
-    `reduced` integrates x_s out: E_q[-log N(x_s; mu_p, v_p)] = -log N(mu_q; mu_p, v_p) + v_q/(2 v_p), the same expected gradient with less variance.
+    `reduced` integrates x_s out: E_q[-log N(x_s; mu_p, v_p)] = -log N(mu_q; mu_p, v_p) + v_q/(2 v_p), the same expected gradient with less
+    variance.
 
     Reference: Turner et al., 2024, arXiv:2402.04384 (the step-wise objective and its variance-reduced form).
     """

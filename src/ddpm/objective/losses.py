@@ -1,5 +1,7 @@
 """The loss modules: (denoiser, x0, cond, draws) -> one number a sample."""
 
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+
 from __future__ import annotations
 
 import math
@@ -46,10 +48,14 @@ def target_error(denoiser: Denoiser, x0: Tensor, cond: Cond, t: Tensor, eps: Ten
 
 
 class Importance(nn.Module):
-    """Piecewise constant density over t, proportional to the root mean square of the last losses in each cell; uniform until every cell has been seen.
+    """Piecewise constant density over t, proportional to the root mean square of the last losses in each cell; uniform until every cell has
+    been seen.
 
     Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 18 (10 losses kept per cell).
     """
+
+    losses: Tensor  # (cells, kept), the last ones
+    seen: Tensor  # (cells,), how many ever
 
     def __init__(self, cells: int = 100, kept: int = 10, uniform: float = 0.001) -> None:
         super().__init__()
@@ -77,19 +83,28 @@ class Importance(nn.Module):
     def record(self, u: Tensor, losses: Tensor) -> None:
         """Keep the losses (B,) found at warped uniforms u (B,)."""
         cells, kept = self.losses.shape
-        for place, loss in zip((u * cells).long().clamp(0, cells - 1).tolist(), losses.detach().to(torch.float64).tolist(), strict=True):
+        places: list[int] = (u * cells).long().clamp(0, cells - 1).tolist()
+        found: list[float] = losses.detach().to(torch.float64).tolist()
+        for place, loss in zip(places, found, strict=True):
             if math.isfinite(loss):
                 self.losses[place, self.seen[place] % kept] = loss
                 self.seen[place] += 1
 
 
 class Uncertainty(nn.Module):
-    """u(log_snr): a linear map of random Fourier features, 0 at the start. Reference: Karras et al., 2024, arXiv:2312.02696, section B.2 (appendix)."""
+    """u(log_snr): a linear map of random Fourier features, 0 at the start.
+
+    Reference: Karras et al., 2024, arXiv:2312.02696, section B.2 (appendix).
+    """
+
+    frequency: Tensor
+    phase: Tensor
 
     def __init__(self, features: int = 128) -> None:
         super().__init__()
         place = torch.arange(features, dtype=torch.float32) + 0.5
-        self.register_buffer("frequency", 2 * math.pi * torch.special.ndtri(place / features))  # normal quantiles: no generator needed
+        normal: Tensor = torch.special.ndtri(place / features)  # quantiles: no generator needed
+        self.register_buffer("frequency", 2 * math.pi * normal)
         self.register_buffer("phase", 2 * math.pi * ((place * 0.6180339887498949) % 1.0))
         self.linear = nn.Linear(features, 1, bias=False)
         nn.init.zeros_(self.linear.weight)

@@ -1,4 +1,9 @@
-"""Which instants a loss is evaluated at. A change of sampler changes the variance of the loss, never its expectation: each draw carries its density."""
+"""Which instants a loss is evaluated at.
+
+A change of sampler changes the variance of the loss, never its expectation: each draw carries its density.
+"""
+
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
 
 from __future__ import annotations
 
@@ -46,9 +51,9 @@ class Times(ABC):
         """Uniforms (B,) -> instants t (B,) and their density p(t) (on a chain T times the probability), float64 on the host."""
         u = self.spread(u.to(torch.float64).cpu())
         length = process.schedule.T
-        ends = torch.tensor([0.0 if length else process.schedule.t_min, 1.0], dtype=torch.float64)
-        low, high = self.cdf(ends, process)
-        t = self.quantile(low + u * (high - low), process).clamp(ends[0], 1.0)
+        first = 0.0 if length else process.schedule.t_min
+        low, high = self.cdf(torch.tensor([first, 1.0], dtype=torch.float64), process)
+        t = self.quantile(low + u * (high - low), process).clamp(first, 1.0)
         if length is None:
             return t, self.density(t, process) / (high - low)
         knot = (t * length).ceil().clamp(1, length)
@@ -99,6 +104,16 @@ class Stratified(Times):
         return self.base.density(t, process)
 
 
+def _normal_cdf(z: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = torch.special.ndtr(z)
+    return result
+
+
+def _normal_quantile(p: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = torch.special.ndtri(p)
+    return result
+
+
 def _normal_density(z: torch.Tensor) -> torch.Tensor:
     return (-0.5 * z**2).exp() / math.sqrt(2.0 * math.pi)
 
@@ -112,11 +127,11 @@ class LogitNormal(Times):
 
     def cdf(self, t: torch.Tensor, process: Process) -> torch.Tensor:
         """Phi((logit t - mean)/std)."""
-        return torch.special.ndtr((t.logit() - self.mean) / self.std)
+        return _normal_cdf((t.logit() - self.mean) / self.std)
 
     def quantile(self, p: torch.Tensor, process: Process) -> torch.Tensor:
         """sigmoid(mean + std Phi^-1(p))."""
-        return (self.mean + self.std * torch.special.ndtri(p)).sigmoid()
+        return (self.mean + self.std * _normal_quantile(p)).sigmoid()
 
     def density(self, t: torch.Tensor, process: Process) -> torch.Tensor:
         """phi(z)/(std t (1 - t))."""
@@ -135,11 +150,11 @@ class LogNormalSigma(Times):
 
     def cdf(self, t: torch.Tensor, process: Process) -> torch.Tensor:
         """Phi((log sigma/alpha - mean)/std)."""
-        return torch.special.ndtr(self._z(t, process))
+        return _normal_cdf(self._z(t, process))
 
     def quantile(self, p: torch.Tensor, process: Process) -> torch.Tensor:
         """time_of(-2 (mean + std Phi^-1(p)))."""
-        return process.time_of(-2.0 * (self.mean + self.std * torch.special.ndtri(p)))
+        return process.time_of(-2.0 * (self.mean + self.std * _normal_quantile(p)))
 
     def density(self, t: torch.Tensor, process: Process) -> torch.Tensor:
         """phi(z)/std |d log sigma/dt| with |d log sigma/dt| = W/(alpha sigma)."""

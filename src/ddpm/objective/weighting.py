@@ -1,7 +1,9 @@
-"""Weightings w(log_snr): which noise levels a loss cares about. L = E_t[ w / (2 p_lambda) |eps - eps_hat|^2 ], p_lambda = p(t)/|d log_snr/dt|.
+"""Weightings w(log_snr): which noise levels a loss cares about. L = E_t[ w / (2 p_lambda) |eps - eps_hat|^2 ], p_lambda = p(t)/|d
+log_snr/dt|.
 
 w = 1 is the variational bound. Evaluated on the network's target F = a x0 + b eps, |eps - eps_hat| = |alpha/d| |F - F_hat| with
-d = alpha b - sigma a, the factor of |F - F_hat|^2 per unit of t is w alpha W / (sigma d^2), W = alpha sigma' - sigma alpha', finite at both ends.
+d = alpha b - sigma a, the factor of |F - F_hat|^2 per unit of t is w alpha W / (sigma d^2), W = alpha sigma' - sigma alpha', finite at both
+ends.
 """
 
 from __future__ import annotations
@@ -85,7 +87,10 @@ class MinSNR(LevelWeighting):
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(LevelWeighting):
-    """w = 1/(1 + exp(log_snr - bias)). Reference: Kingma, Gao, 2023, arXiv:2303.00848, appendix K; Hoogeboom et al., 2024, arXiv:2410.19324, eq. 4."""
+    """w = 1/(1 + exp(log_snr - bias)).
+
+    Reference: Kingma, Gao, 2023, arXiv:2303.00848, appendix K; Hoogeboom et al., 2024, arXiv:2410.19324, eq. 4.
+    """
 
     bias: float = setting(2.0, "log-SNR at which the weight is a half")
 
@@ -96,7 +101,10 @@ class Sigmoid(LevelWeighting):
 
 @dataclass(frozen=True, kw_only=True)
 class P2(LevelWeighting):
-    """L_simple over (k + SNR)^gamma: less weight where only imperceptible detail is learned. Reference: Choi et al., 2022, arXiv:2204.00227, eq. 8."""
+    """L_simple over (k + SNR)^gamma: less weight where only imperceptible detail is learned.
+
+    Reference: Choi et al., 2022, arXiv:2204.00227, eq. 8.
+    """
 
     k: float = setting(1.0, "SNR below which nothing changes", above=0.0)
     gamma: float = setting(1.0, "strength", low=0.0)

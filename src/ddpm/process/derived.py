@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Table(VariancePreserving):
-    """A variance-preserving chain given by its betas, q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i); log alpha interpolated between the knots.
+    """A variance-preserving chain given by its betas, q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i); log alpha interpolated
+    between the knots.
 
     T defaults to the number of betas. A learned schedule is exported in this form.
     """
@@ -39,8 +40,10 @@ class Table(VariancePreserving):
 class Shifted(Schedule):
     """The base schedule with its log-SNR lowered by 2 log(shift) at every t: more noise for larger pictures.
 
-    shift = side / 64 keeps the noise of a 64-pixel picture after averaging down. A variance-preserving base stays on alpha^2 + sigma^2 = 1 and
-    a straight one on alpha + sigma = 1, where this is the time shift t -> shift t / (1 + (shift - 1) t). With alpha = 1 raise sigma_max instead: refused.
+    shift = side / 64 keeps the noise of a 64-pixel picture after averaging down. A variance-preserving base stays on alpha^2 + sigma^2 = 1
+    and
+    a straight one on alpha + sigma = 1, where this is the time shift t -> shift t / (1 + (shift - 1) t). With alpha = 1 raise sigma_max
+    instead: refused.
 
     Reference: Hoogeboom, Heek, Salimans, 2023, arXiv:2301.11093, eq. 3; Esser et al., 2024, arXiv:2403.03206, eq. 23.
     """
@@ -49,7 +52,12 @@ class Shifted(Schedule):
     shift: float = setting(1.0, "noise-to-signal factor: side / 64 for pictures", above=0.0)
 
     def __post_init__(self) -> None:
-        check(self, ["base: VE and EDM cannot be shifted; multiply their sigma_max by the shift instead"] if isinstance(self.base, VE | EDM) else [])
+        check(
+            self,
+            ["base: VE and EDM cannot be shifted; multiply their sigma_max by the shift instead"]
+            if isinstance(self.base, VE | EDM)
+            else [],
+        )
         object.__setattr__(self, "T", self.base.T)
         object.__setattr__(self, "t_min", self.base.t_min)
 
@@ -80,7 +88,14 @@ class ZeroTerminalSNR(Schedule):
 
     def __post_init__(self) -> None:
         vp = isinstance(self.base, VariancePreserving)
-        check(self, [] if vp else [f"base: got {type(self.base).__name__}, needs a variance-preserving schedule that does not reach 0: Linear, VPSDE or Table"])
+        check(
+            self,
+            []
+            if vp
+            else [
+                f"base: got {type(self.base).__name__}, needs a variance-preserving schedule that does not reach 0: Linear, VPSDE or Table"
+            ],
+        )
         object.__setattr__(self, "T", self.base.T)
         object.__setattr__(self, "t_min", self.base.t_min)
 

@@ -1,5 +1,7 @@
 """Grids: the instants 1 >= t_1 > ... > t_steps > 0 at which a sampler calls the network. Every plan then ends at `Process.clean`."""
 
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -39,8 +41,12 @@ def _on_chain(process: Process, times: torch.Tensor, name: str) -> torch.Tensor:
     if length is None:
         return times
     knots = (times * length).round().clamp(1, length)
-    if len(knots.unique()) < steps:
-        raise ConfigError(f"steps: got {steps} on the {name} grid, whose instants fall together on this chain of {length}; use fewer steps or the trailing grid")
+    distinct: torch.Tensor = knots.unique()
+    if len(distinct) < steps:
+        raise ConfigError(
+            f"steps: got {steps} on the {name} grid, whose instants fall together on this chain of {length}; "
+            "use fewer steps or the trailing grid"
+        )
     return knots / length
 
 
@@ -57,13 +63,18 @@ class Full(Grid):
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """T/T, ..., 1/T; `steps` must be T."""
         if process.schedule.T != steps:
-            raise ConfigError(f"steps: got {steps} on the full grid of a chain of {process.schedule.T}; give exactly that many, or another grid")
+            raise ConfigError(
+                f"steps: got {steps} on the full grid of a chain of {process.schedule.T}; give exactly that many, or another grid"
+            )
         return torch.arange(steps, 0, -1, dtype=torch.float64) / steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trailing(Grid):
-    """t = k/steps, k = steps..1, rounded to the chain: begins at t = 1, all steps equal. Reference: Lin et al., 2023, arXiv:2305.08891, table 2."""
+    """t = k/steps, k = steps..1, rounded to the chain: begins at t = 1, all steps equal.
+
+    Reference: Lin et al., 2023, arXiv:2305.08891, table 2.
+    """
 
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """1, ..., 1/steps."""
@@ -73,7 +84,10 @@ class Trailing(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Grid):
-    """Evenly from 1 down to the least noisy instant trained on, both included ("linspace"). Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 4."""
+    """Evenly from 1 down to the least noisy instant trained on, both included ("linspace").
+
+    Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 4.
+    """
 
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """linspace(1, first, steps)."""
@@ -83,7 +97,10 @@ class Uniform(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Leading(Grid):
-    """first + k (T // steps)/T, k = steps-1..0: the first of each group of steps, so it begins below t = 1. Reference: Song et al., 2020, arXiv:2010.02502, appendix D.2, "linear"."""
+    """first + k (T // steps)/T, k = steps-1..0: the first of each group of steps, so it begins below t = 1.
+
+    Reference: Song et al., 2020, arXiv:2010.02502, appendix D.2, "linear".
+    """
 
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """first + k/steps with whole strides on a chain."""
@@ -105,7 +122,9 @@ class Quadratic(Grid):
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """linspace(sqrt(start), sqrt(first), steps)^2."""
         _checked(process, steps)
-        return _on_chain(process, torch.linspace(self.start**0.5, process.schedule.first**0.5, steps, dtype=torch.float64) ** 2, "quadratic")
+        return _on_chain(
+            process, torch.linspace(self.start**0.5, process.schedule.first**0.5, steps, dtype=torch.float64) ** 2, "quadratic"
+        )
 
 
 def _ends(process: Process) -> tuple[float, float]:

@@ -46,7 +46,8 @@ class At(NamedTuple):
 class Process:
     """q of a schedule: q(x_t | x0) = N(alpha_t x0, sigma_t^2 I), Markov in t.
 
-    Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 2-7; in alpha, sigma: Kingma et al., 2021, arXiv:2107.00630, section 3.1 and appendix A.
+    Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 2-7; in alpha, sigma: Kingma et al., 2021, arXiv:2107.00630, section 3.1 and
+    appendix A.
     """
 
     schedule: Schedule
@@ -86,8 +87,8 @@ class Process:
     def posterior(self, s: At, t: At, v: float | torch.Tensor = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q(x_s | x_t, x0) = N(c_x0 x0 + c_xt x_t, std^2) for s < t.
 
-        c_x0 = alpha_s (1 - SNR_t/SNR_s), c_xt = (alpha_t/alpha_s) sigma_s^2/sigma_t^2; std interpolates in the logarithm between the posterior's own
-        (v = 0, "small": sigma_s^2 (1 - SNR_t/SNR_s)) and the transition's (v = 1, "large").
+        c_x0 = alpha_s (1 - SNR_t/SNR_s), c_xt = (alpha_t/alpha_s) sigma_s^2/sigma_t^2; std interpolates in the logarithm between the
+        posterior's own (v = 0, "small": sigma_s^2 (1 - SNR_t/SNR_s)) and the transition's (v = 1, "large").
 
         Reference: Ho et al., 2020, arXiv:2006.11239, eqs. 6-7; v: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15.
         """
@@ -99,9 +100,11 @@ class Process:
         return s.alpha * kept, c_xt, small ** (1.0 - v) * (t.sigma * kept.sqrt()) ** v
 
     def implicit(self, s: At, t: At, eta: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The non-Markov family with the same marginals: x_s = alpha_s x0 + c_eps eps + std z, std = eta times the posterior's, c_eps^2 = sigma_s^2 - std^2.
+        """The non-Markov family with the same marginals: x_s = alpha_s x0 + c_eps eps + std z, std = eta times the posterior's, c_eps^2 =
+        sigma_s^2 - std^2.
 
-        eta = 1 is `posterior`, eta = 0 deterministic. Returns alpha_s, c_eps, std. Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502, eqs. 12 and 16.
+        eta = 1 is `posterior`, eta = 0 deterministic. Returns alpha_s, c_eps, std. Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502,
+        eqs. 12 and 16.
         """
         kept = self._kept(s, t)
         return s.alpha.clone(), s.sigma * (1.0 - eta**2 * kept).sqrt(), eta * s.sigma * kept.sqrt()
@@ -123,7 +126,10 @@ class Process:
         return d_alpha, d_sigma
 
     def velocity(self, x0: torch.Tensor, eps: torch.Tensor, at: At) -> torch.Tensor:
-        """dx/dt = alpha' x0 + sigma' eps: the probability flow at a prediction (x0, eps). Reference: Lipman et al., 2022, arXiv:2210.02747, eq. 15."""
+        """dx/dt = alpha' x0 + sigma' eps: the probability flow at a prediction (x0, eps).
+
+        Reference: Lipman et al., 2022, arXiv:2210.02747, eq. 15.
+        """
         d_alpha, d_sigma = self.rates(at)
         return d_alpha * x0 + d_sigma * eps
 
@@ -151,5 +157,7 @@ class Process:
         return torch.hypot(at.alpha, at.sigma)
 
     def prior(self, noise: torch.Tensor, at: At) -> torch.Tensor:
-        """Where sampling starts, N(0, prior_std^2) at the first instant of a plan: N(0, I) as in Ho et al., 2020, section 2, when variance is preserved."""
+        """Where sampling starts, N(0, prior_std^2) at the first instant of a plan: N(0, I) as in Ho et al., 2020, section 2, when variance
+        is preserved.
+        """
         return self.prior_std(at.like(noise)) * noise

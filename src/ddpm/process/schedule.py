@@ -1,6 +1,7 @@
 """Schedules: how much signal, alpha(t), and how much noise, sigma(t), an instant t holds. x_t = alpha(t) x0 + sigma(t) eps.
 
-t = 0 is data (alpha = 1, sigma = 0), t = 1 is noise. A new schedule writes `alpha` and `sigma`, nothing else; every further formula is in `Process`.
+t = 0 is data (alpha = 1, sigma = 0), t = 1 is noise. A new schedule writes `alpha` and `sigma`, nothing else; every further formula is in
+`Process`.
 Formulas are arranged so that sigma keeps its digits near t = 0 and alpha near t = 1, where the textbook forms cancel.
 """
 
@@ -113,7 +114,11 @@ class Linear(VariancePreserving):
     beta_end: float = setting(0.02, "variance added by the last of 1000 steps", above=0.0, below=1.0)
 
     def __post_init__(self) -> None:
-        problems = [] if self.beta_end > self.beta_start else [f"beta_end: got {self.beta_end}, must be larger than beta_start = {self.beta_start}"]
+        problems = (
+            []
+            if self.beta_end > self.beta_start
+            else [f"beta_end: got {self.beta_end}, must be larger than beta_start = {self.beta_start}"]
+        )
         check(self, problems)
 
     def log_alpha(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
@@ -125,7 +130,8 @@ class Linear(VariancePreserving):
 class Cosine(Schedule):
     """alpha(t) = cos(theta(t)) / cos(theta(0)), theta(t) = pi/2 (t + s)/(1 + s), sigma^2 = 1 - alpha^2.
 
-    With `clip` it is the published table of `knots` betas, none above `clip`, interpolated in log alpha; without it (none) the curve itself,
+    With `clip` it is the published table of `knots` betas, none above `clip`, interpolated in log alpha; without it (none) the curve
+    itself,
     which reaches alpha(1) = 0 exactly.
 
     Reference: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 17 and section 3.2.
@@ -259,7 +265,12 @@ class VE(Schedule):
     sigma_max: float = setting(50.0, "noise at t = 1 (very nearly)", above=0.0)
 
     def __post_init__(self) -> None:
-        check(self, [] if self.sigma_max > self.sigma_min else [f"sigma_max: got {self.sigma_max}, must be larger than sigma_min = {self.sigma_min}"])
+        check(
+            self,
+            []
+            if self.sigma_max > self.sigma_min
+            else [f"sigma_max: got {self.sigma_max}, must be larger than sigma_min = {self.sigma_min}"],
+        )
 
     def alpha(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
         """1."""

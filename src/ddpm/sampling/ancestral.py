@@ -21,10 +21,12 @@ else:
 class Ancestral(Sampler):
     """x_s = c_x0 x0_hat + c_xt x + std z, no noise at the last step.
 
-    variance: "small" (the posterior's own), "large" (the transition's), "learned" (between the two, by the network's v) or "analytic" (the best
+    variance: "small" (the posterior's own), "large" (the transition's), "learned" (between the two, by the network's v) or "analytic" (the
+    best
     for this model: the posterior's plus c_x0^2 E|x0 - x0_hat|^2).
 
-    Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, algorithm 2; learned: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15; analytic: Bao et al., 2022, arXiv:2201.06503.
+    Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, algorithm 2; learned: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15; analytic:
+    Bao et al., 2022, arXiv:2201.06503.
     """
 
     order: ClassVar[int] = 1
@@ -59,4 +61,5 @@ class Ancestral(Sampler):
                 raise ConfigError("variance 'learned': this model predicts none; choose small, large or analytic")
             v = prediction.variance.clamp(0.0, 1.0)
             std = low ** (1.0 - v) * high**v
+        assert z is not None  # stochastic: the walk draws it
         return c_x0 * prediction.x0 + c_xt * x + std * z, state, prediction

@@ -19,7 +19,8 @@ Clip = Literal["auto", "off", "static", "dynamic"]
 class Clipped:
     """A model whose x0 is clipped to [low, high] of each channel; eps is re-read from x, so alpha x0 + sigma eps = x still holds.
 
-    "static": to the range. "dynamic": to the `quantile` of |x0| about the middle of the range where that is larger, then scaled back into it.
+    "static": to the range. "dynamic": to the `quantile` of |x0| about the middle of the range where that is larger, then scaled back into
+    it.
 
     Reference: static: Ho et al., 2020, arXiv:2006.11239, published code; dynamic: Saharia et al., 2022, arXiv:2205.11487, section 2.3.
     """
@@ -59,7 +60,8 @@ class Clipped:
 
 
 def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Model:
-    """The model under a clipping option. "auto" is static where the data are discrete levels (pictures, digits), off where they are continuous.
+    """The model under a clipping option. "auto" is static where the data are discrete levels (pictures, digits), off where they are
+    continuous.
 
     Raises ConfigError where clipping is asked for and the range is not known.
     """

@@ -18,7 +18,8 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
-    """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z with std = eta times the posterior's; eta = 1 is `Ancestral` with the small variance.
+    """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z with std = eta times the posterior's; eta = 1 is `Ancestral` with the
+    small variance.
 
     Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502, eqs. 12 and 16.
     """

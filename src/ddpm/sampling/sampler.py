@@ -1,7 +1,10 @@
 """The sampler's contract: `plan` once in float64, then `step` row by row.
 
-A row holds two instants and a few numbers; a step combines them with the model's prediction and knows no schedule, no index and no prediction type.
+A row holds two instants and a few numbers; a step combines them with the model's prediction and knows no schedule, no index and no
+prediction type.
 """
+
+# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 else:
     from ddpm.lazy import torch
 
-State = tuple  # of tensors, fixed in number and size: what a multistep method remembers
+State = tuple["torch.Tensor", ...]  # fixed in number and size: what a multistep method remembers
 
 
 class Row(NamedTuple):
@@ -43,7 +46,9 @@ class Plan:
 
     def rows(self, like: torch.Tensor) -> list[Row]:
         """The table in x's precision on x's device, moved in one copy, a row a step."""
-        table = torch.cat([torch.stack([level[:-1] for level in self.instants] + [level[1:] for level in self.instants], 1), self.coefficients], 1)
+        table = torch.cat(
+            [torch.stack([level[:-1] for level in self.instants] + [level[1:] for level in self.instants], 1), self.coefficients], 1
+        )
         table = table.to(dtype=like.dtype).to(device=like.device)
         return [Row(At(*row[:3]), At(*row[3:6]), tuple(row[6:])) for row in (tuple(line.unbind()) for line in table.unbind())]
 
@@ -84,7 +89,8 @@ def instants(process: Process, times: torch.Tensor) -> At:
     """The instants of `times` followed by `clean`, float64 (steps + 1,). ConfigError unless times fall strictly within (0, 1]."""
     times = times.to(dtype=torch.float64, device="cpu")
     if not len(times) or not bool((times.diff() < 0).all()) or times[-1] <= 0 or times[0] > 1:
-        raise ConfigError(f"times: got {[round(t, 6) for t in times[:8].tolist()]}..., must fall strictly from at most 1 to above 0")
+        given: list[float] = times[:8].tolist()
+        raise ConfigError(f"times: got {[round(t, 6) for t in given]}..., must fall strictly from at most 1 to above 0")
     at = process.at(times)
     return At(*(torch.cat([level, end[None]]) for level, end in zip(at, process.clean, strict=True)))
 

@@ -30,15 +30,17 @@ class Frame(NamedTuple):
 def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid | None, cond: Cond) -> Plan:
     """The plan, or ConfigError where the sampler does not suit the model or calls it outside its trained range."""
     if sampler.needs_mean and denoiser.meaning != "mean":
-        raise ConfigError(f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler")
+        raise ConfigError(
+            f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler"
+        )
     times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
     plan = sampler.plan(denoiser.bind(cond), times)
     called = denoiser.process.log_snr(times)
     low, high = denoiser.log_snr_range
     if called.min() < low or called.max() > high:
         raise ConfigError(
-            f"grid: calls the network at log-SNR {called.min().item():.3f} to {called.max().item():.3f}, it was trained on {low:.3f} to {high:.3f}; "
-            "choose a grid within it"
+            f"grid: calls the network at log-SNR {called.min().item():.3f} to {called.max().item():.3f}, "
+            f"it was trained on {low:.3f} to {high:.3f}; choose a grid within it"
         )
     return plan
 
@@ -116,7 +118,17 @@ def sample(
             size = min(batch, n - begin)
             some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
             frames = trajectory(
-                denoiser, size, steps=steps, sampler=sampler, grid=grid, seed=seed, first=first + begin, cond=some, clip=clip, dtype=dtype, autocast=autocast
+                denoiser,
+                size,
+                steps=steps,
+                sampler=sampler,
+                grid=grid,
+                seed=seed,
+                first=first + begin,
+                cond=some,
+                clip=clip,
+                dtype=dtype,
+                autocast=autocast,
             )
             x = None
             for frame in frames:

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from ddpm.training.state import load as load
     from ddpm.training.trainer import Trainer as Trainer
 
-_MODULES = {"Finished": "ddpm.training.run", "train": "ddpm.training.run", "load": "ddpm.training.state", "Trainer": "ddpm.training.trainer"}
+_MODULES = {
+    "Finished": "ddpm.training.run",
+    "train": "ddpm.training.run",
+    "load": "ddpm.training.state",
+    "Trainer": "ddpm.training.trainer",
+}
 
 __all__ = ["FAMILIES", "Finished", "OptimizerSettings", "TrainConfig", "Trainer", "load", "train"]
 

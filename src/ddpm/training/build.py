@@ -39,13 +39,19 @@ def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
 
 
 def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConfig:
-    """The settings with every `sigma_data` left open filled in from the data, and the network (unless it is the person's own) and clock chosen."""
+    """The settings with every `sigma_data` left open filled in from the data, and the network (unless it is the person's own) and clock
+    chosen.
+    """
     if isinstance(config.parameterization, EDMPreconditioning) and config.parameterization.sigma_data is None:
         config = replace(config, parameterization=replace(config.parameterization, sigma_data=card.sigma_data))
     loss = config.loss
     if isinstance(loss, Denoising) and isinstance(loss.weighting, EDMWeighting) and loss.weighting.sigma_data is None:
         config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
-    return replace(config, network=config.network or (None if own else default_network(card.shape)), clock=config.clock or default_clock(config.schedule))
+    return replace(
+        config,
+        network=config.network or (None if own else default_network(card.shape)),
+        clock=config.clock or default_clock(config.schedule),
+    )
 
 
 def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = None) -> NetworkDenoiser:
@@ -79,6 +85,12 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
     }
 
 
+def saved_residuals(document: Mapping[str, Any]) -> Residuals | None:
+    """The residual moments of config.json, where they had been measured."""
+    held = document["residuals"]
+    return None if held is None else Residuals(tuple(held["log_snr"]), tuple(held["value"]))
+
+
 def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> NetworkDenoiser:
     """The denoiser that config.json describes, with fresh weights. A person's own network must be handed in again.
 
@@ -91,7 +103,9 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
             raise CheckpointError(f"this model was trained with your own network {own}; pass it: ddpm.load(run, network={own}(...))")
         if network is None:
             settings: NetworkConfig = from_dict(UNetConfig | MLPConfig, document["network"], where="config.json")  # type: ignore[arg-type]
-            network = settings.build(shape, 2 if document["learned_variance"] else 1, from_dict(CondSpec, document["cond"], where="config.json"))
+            network = settings.build(
+                shape, 2 if document["learned_variance"] else 1, from_dict(CondSpec, document["cond"], where="config.json")
+            )
         denoiser = NetworkDenoiser(
             network,
             Process(from_dict(Schedule, document["schedule"], FAMILIES, "config.json")),
@@ -101,8 +115,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
             shape,
             learned_variance=document["learned_variance"],
         )
-        if document["residuals"] is not None:
-            denoiser.residuals = Residuals(tuple(document["residuals"]["log_snr"]), tuple(document["residuals"]["value"]))
+        denoiser.residuals = saved_residuals(document)
         return denoiser
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"config.json does not describe a model: {type(error).__name__} {error}") from error

@@ -72,14 +72,20 @@ class TrainConfig:
     parameterization: Parameterization = setting(V(), "what the network predicts", group="model")
     clock: Clock | None = setting(None, "how the network is told the noise level; none: what suits the schedule", group="model")
     loss: LossSettings = setting(Denoising(), "what is minimised", group="model")
-    network: UNetConfig | MLPConfig | None = setting(None, "network; none: UNet for pictures, signals and volumes, MLP for tables", group="model")
+    network: UNetConfig | MLPConfig | None = setting(
+        None, "network; none: UNet for pictures, signals and volumes, MLP for tables", group="model"
+    )
     conditional: bool = setting(True, "learn from labels and vectors where the data have them", group="model")
-    cond_dropout: float = setting(0.1, "share of samples whose condition is hidden, so that guidance works", low=0.0, high=1.0, group="model")
+    cond_dropout: float = setting(
+        0.1, "share of samples whose condition is hidden, so that guidance works", low=0.0, high=1.0, group="model"
+    )
 
     optimizer: OptimizerSettings = setting(OptimizerSettings(), "", flat=True, group="optimizer")
     ema: float = setting(0.05, "width of the weight average, as a share of the run so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "of the network; the process is always float32 or better", group="machine")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "of the network; the process is always float32 or better", group="machine"
+    )
     threads: int | None = setting(None, "CPU threads; none: all cores", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 def exponent(width: float) -> float:
-    """gamma of the profile t^gamma whose standard deviation is `width` (relative to the run): sqrt(gamma+1) / ((gamma+2) sqrt(gamma+3)) = width.
+    """gamma of the profile t^gamma whose standard deviation is `width` (relative to the run): sqrt(gamma+1) / ((gamma+2) sqrt(gamma+3)) =
+    width.
 
     width in (0, 0.28). Reference: Karras et al., 2024, arXiv:2312.02696, eq. 123 and algorithm 2 (appendix C).
     """
@@ -40,7 +41,9 @@ class PowerEMA:
         """Take in the weights after `steps_done` >= 1 steps."""
         beta = (1.0 - 1.0 / steps_done) ** (self.gamma + 1.0)
         live = dict(module.named_parameters())
-        torch._foreach_lerp_(list(self.weights.values()), [live[name].detach() for name in self.weights], 1.0 - beta)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(self.weights.values()), [live[name].detach() for name in self.weights], 1.0 - beta
+        )
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over saved averages; names and shapes have been checked against the module."""

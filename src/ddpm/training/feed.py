@@ -1,4 +1,6 @@
-"""What a step is fed: rows, conditions and noise as pure functions of (seed, step, pass), so that a resumed run continues as if never stopped."""
+"""What a step is fed: rows, conditions and noise as pure functions of (seed, step, pass), so that a resumed run continues as if never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,17 @@ def conditions(cond: dict[str, np.ndarray], keys: frozenset[str], device: torch.
 class Feed:
     """Batches of a data set for a run: `batch(step, part)` is the part-th pass of a step."""
 
-    def __init__(self, dataset: Dataset, codec: Codec, keys: frozenset[str], seed: int, batch: int, accumulate: int, dropout: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        codec: Codec,
+        keys: frozenset[str],
+        seed: int,
+        batch: int,
+        accumulate: int,
+        dropout: float,
+        device: torch.device,
+    ) -> None:
         self.dataset, self.codec, self.keys, self.seed = dataset, codec, keys, seed
         self.size, self.accumulate, self.dropout, self.device = batch, accumulate, dropout, device
 

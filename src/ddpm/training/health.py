@@ -46,7 +46,7 @@ class Health:
         self.skipped, self.total = self.skipped + 1, self.total + 1
         if self.skipped >= PATIENCE:
             raise NonFiniteError(
-                f"loss or gradient not finite since step {self.since}: {PATIENCE} steps in a row were skipped; it came from {where}. {last_good}. "
-                "Try a smaller --lr, --precision fp32, or look at the data"
+                f"loss or gradient not finite since step {self.since}: {PATIENCE} steps in a row were skipped; it came from {where}. "
+                f"{last_good}. Try a smaller --lr, --precision fp32, or look at the data"
             )
         return f"step {step}: not finite in {where}; the step was skipped, nothing changed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,19 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_loss(denoiser: Denoiser, dataset: Dataset, keys: frozenset[str], *, samples: int = 256, levels: int = 32, batch: int = 256, autocast: torch.dtype | None = None) -> HeldOut | None:
-    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t; None where nothing is held out."""
+def held_out_loss(
+    denoiser: Denoiser,
+    dataset: Dataset,
+    keys: frozenset[str],
+    *,
+    samples: int = 256,
+    levels: int = 32,
+    batch: int = 256,
+    autocast: torch.dtype | None = None,
+) -> HeldOut | None:
+    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t, or more so that none is left out; None where nothing
+    is held out.
+    """
     rows = dataset.held_rows[:samples]
     if not len(rows) or denoiser.codec is None:
         return None
@@ -38,8 +50,10 @@ def held_out_loss(denoiser: Denoiser, dataset: Dataset, keys: frozenset[str], *,
     place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
     grid = first + (1.0 - first) * place
     if process.schedule.T:
-        grid = (grid * process.schedule.T).round() / process.schedule.T
-    rows, level = np.repeat(rows, 4), torch.arange(4 * len(rows)) * 7919 % levels
+        grid = ((grid * process.schedule.T).round() / process.schedule.T).unique()  # a short chain has fewer
+        levels = len(grid)
+    rows = np.repeat(rows, max(4, -(-levels // len(rows))))
+    level = torch.arange(len(rows)) * 7919 % levels
     eps_error, x0_error = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     denoiser.eval()
     for begin in range(0, len(rows), batch):
@@ -54,12 +68,18 @@ def held_out_loss(denoiser: Denoiser, dataset: Dataset, keys: frozenset[str], *,
         x0_error[part] = mean_flat((x0 - prediction.x0) ** 2).double().cpu()
     log_snr = process.log_snr(grid)
     means = [torch.stack([error[level == k].mean() for k in range(levels)]) for error in (eps_error, x0_error)]
-    bins = {f"{low:g}..{high:g}": means[0][inside].mean().item() for low, high in zip(BINS, BINS[1:], strict=False) if (inside := (log_snr > low) & (log_snr <= high)).any()}
-    return HeldOut(means[0].mean().item(), bins, log_snr.flip(0), means[1].flip(0))
+    bins = {
+        f"{low:g}..{high:g}": means[0][inside].mean().item()
+        for low, high in pairwise(BINS)
+        if (inside := (log_snr > low) & (log_snr <= high)).any()
+    }
+    known = log_snr.isfinite()  # at alpha = 0 there is nothing to interpolate in
+    return HeldOut(means[0].mean().item(), bins, log_snr[known].flip(0), means[1][known].flip(0))
 
 
 def gaussian_floor(process: Process, variances: tuple[float, ...], levels: int = 1000) -> float:
-    """Mean |eps - eps_hat|^2 over uniform t of the exact denoiser of a Gaussian with these variances per channel: alpha^2 v/(alpha^2 v + sigma^2).
+    """Mean |eps - eps_hat|^2 over uniform t of the exact denoiser of a Gaussian with these variances per channel: alpha^2 v/(alpha^2 v +
+    sigma^2).
 
     What a model that knows only the channels' means and variances can reach; a trained network should be below.
     """

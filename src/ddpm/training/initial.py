@@ -34,11 +34,16 @@ def start_from(source: str, state: RunState, say: Callable[[str], None]) -> None
     fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fits:
         raise CheckpointError(f"init: no tensor of {source} fits this network; it holds {', '.join(list(weights)[:SHOWN])} ...")
-    other = [f"{name}: {tuple(weights[name].shape)} there, {tuple(own[name].shape)} here" for name in own if name in weights and name not in fits]
+    other = [
+        f"{name}: {tuple(weights[name].shape)} there, {tuple(own[name].shape)} here" for name in own if name in weights and name not in fits
+    ]
     other += [f"{name}: not in {source}" for name in own if name not in weights]
     with torch.no_grad():
         for name, tensor in fits.items():
             own[name].copy_(tensor)
             state.ema.weights[name].copy_(tensor)
     more = f" ... and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
-    say(f"started from {source}: {len(fits)} of {len(own)} tensors taken over" + (f"; left as they were: {'; '.join(other[:SHOWN])}{more}" if other else ""))
+    say(
+        f"started from {source}: {len(fits)} of {len(own)} tensors taken over"
+        + (f"; left as they were: {'; '.join(other[:SHOWN])}{more}" if other else "")
+    )

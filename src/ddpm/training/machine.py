@@ -34,7 +34,8 @@ def _cpu_has_bf16() -> bool:
 
 
 def choose(device: str, precision: str, *, large: bool) -> Machine:
-    """Resolve "auto". large: whether the network is big enough for bfloat16 to pay on a CPU (casts cost more than they save on a small one).
+    """Resolve "auto". large: whether the network is big enough for bfloat16 to pay on a CPU (casts cost more than they save on a small
+    one).
 
     Raises ConfigError for a device that is not there.
     """
@@ -47,7 +48,11 @@ def choose(device: str, precision: str, *, large: bool) -> Machine:
         return Machine(torch.device(device), precision, "asked for")
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Machine(torch.device(device), "bf16" if native else "fp16", "native bfloat16" if native else "no native bfloat16: fp16 with loss scaling")
+        return Machine(
+            torch.device(device),
+            "bf16" if native else "fp16",
+            "native bfloat16" if native else "no native bfloat16: fp16 with loss scaling",
+        )
     if device == "cpu" and large and _cpu_has_bf16():
         return Machine(torch.device(device), "bf16", "this CPU multiplies bfloat16 natively")
     return Machine(torch.device(device), "fp32", "exact, and fast enough for this network and device")

@@ -44,13 +44,18 @@ def example_conditions(trainer: Trainer, count: int) -> dict[str, Tensor] | None
 
 
 def preview(trainer: Trainer, *, last: bool) -> Path:
-    """Draw a few samples with the averaged weights into samples/; a picture where they can be seen, `.npz` otherwise. Always from seed 0."""
+    """Draw a few samples with the averaged weights into samples/; a picture where they can be seen, `.npz` otherwise.
+
+    Always from seed 0.
+    """
     denoiser, config = trainer.denoiser, trainer.config
     classes = len(trainer.dataset.card.classes) if "class" in trainer.keys else 0
     count = max(config.preview, 10 * classes if last and classes <= 20 else 0)
     steps = min(PREVIEW_STEPS, denoiser.process.schedule.T or PREVIEW_STEPS)
     with swapped(denoiser, trainer.state.ema.weights):
-        drawn = sample(denoiser, count, steps=steps, cond=example_conditions(trainer, count), autocast=trainer.machine.autocast).cpu().numpy()
+        drawn = (
+            sample(denoiser, count, steps=steps, cond=example_conditions(trainer, count), autocast=trainer.machine.autocast).cpu().numpy()
+        )
     path = trainer.run / "samples" / f"step-{trainer.state.step:07d}"
     pictures = as_pictures(drawn)
     if pictures is None:
@@ -131,15 +136,34 @@ def model_card(trainer: Trainer) -> Path:
     config: TrainConfig = trainer.config
     card: Card = trainer.dataset.card
     scores = [row for row in read_metrics(trainer.run) if "held_out_loss" in row]
-    score = f"{scores[-1]['held_out_loss']:.4f} (a Gaussian reaches {scores[-1]['gaussian_loss']:.4f})" if scores else "nothing was held out"
+    score = (
+        f"{scores[-1]['held_out_loss']:.4f} (a Gaussian reaches {scores[-1]['gaussian_loss']:.4f})" if scores else "nothing was held out"
+    )
     pictures = sorted((trainer.run / "samples").glob("step-*"))
-    text = CARD.format(
-        name=trainer.run.name, what=card.name, steps=trainer.state.step, images=config.batch * config.accumulate, picture=pictures[-1].name if pictures else "",
-        data=card.name, count=card.count, shape=card.shape, held=card.held_out, fingerprint=card.fingerprint[:12], schedule=type(config.schedule).__name__,
-        prediction=type(config.parameterization).__name__, loss=type(config.loss).__name__, network=trainer.own_network or type(config.network).__name__,
-        parameters=sum(p.numel() for p in trainer.denoiser.parameters()), seed=config.seed, precision=trainer.machine.precision, device=trainer.machine.device,
-        score=score, run=trainer.run, dtype=card.dtype,
-    )  # fmt: skip
+    facts = {
+        "name": trainer.run.name,
+        "what": card.name,
+        "steps": trainer.state.step,
+        "images": config.batch * config.accumulate,
+        "picture": pictures[-1].name if pictures else "",
+        "data": card.name,
+        "count": card.count,
+        "shape": card.shape,
+        "held": card.held_out,
+        "fingerprint": card.fingerprint[:12],
+        "schedule": type(config.schedule).__name__,
+        "prediction": type(config.parameterization).__name__,
+        "loss": type(config.loss).__name__,
+        "network": trainer.own_network or type(config.network).__name__,
+        "parameters": sum(p.numel() for p in trainer.denoiser.parameters()),
+        "seed": config.seed,
+        "precision": trainer.machine.precision,
+        "device": trainer.machine.device,
+        "score": score,
+        "run": trainer.run,
+        "dtype": card.dtype,
+    }
+    text = CARD.format(**facts)
     path = trainer.run / "README.md"
     write_text(path, text)
     return path

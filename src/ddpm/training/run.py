@@ -13,7 +13,7 @@ from torch import nn
 
 from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
-from ddpm.denoiser import NetworkDenoiser
+from ddpm.denoiser import Card, NetworkDenoiser
 from ddpm.errors import ConfigError, DiskError
 from ddpm.training import checkpoint
 from ddpm.training.build import build_denoiser, measured
@@ -24,7 +24,7 @@ from ddpm.training.initial import start_from
 from ddpm.training.logbook import Logbook
 from ddpm.training.machine import Machine, choose, use_threads
 from ddpm.training.preview import loss_figure, model_card
-from ddpm.training.state import RunState, check_data, compare, write_request
+from ddpm.training.state import RunState, check_data, compare, versions, write_request
 from ddpm.training.stop import Stop
 from ddpm.training.trainer import Trainer
 
@@ -55,37 +55,55 @@ def _state(config: TrainConfig, dataset: Dataset, machine: Machine, denoiser: Ne
     settings = config.optimizer
     parameters = [*denoiser.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay, fused=machine.device.type in ("cpu", "cuda")
+        parameters,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=machine.device.type in ("cpu", "cuda"),
     )
     scaler = torch.amp.GradScaler(machine.device.type) if machine.precision == "fp16" else None
     return RunState(denoiser, loss, optimizer, PowerEMA(denoiser, config.ema), scaler)
 
 
-def _resume(run: Path, config: TrainConfig, state: RunState, say: Callable[[str], None]) -> None:
-    """Continue from the newest good checkpoint of the run, or start from `init`, or from nothing."""
+def _resume(run: Path, config: TrainConfig, card: Card, state: RunState, say: Callable[[str], None]) -> None:
+    """Continue from the newest good checkpoint of the run, or start from `init`, or from nothing; settings and data are compared first."""
     saved = checkpoint.newest(run, notice=say)
+    changed = compare(saved, config) if saved else []
+    check_data(run, card, config.accept_data_change)
     if saved is None:
         if config.init:
             start_from(config.init, state, say)
         return
-    for line in compare(saved, config):
+    for line in changed:
         say(f"changed since the last checkpoint: {line}")
     state.load(saved)
-    threads = saved.document("state")["threads"]
+    before = saved.document("state")
+    for name, version in versions().items():
+        if before["versions"].get(name) != version:
+            say(f"written with {name} {before['versions'].get(name)}, now {version}: the result may differ in the last bits")
+    threads = before["threads"]
     if threads != torch.get_num_threads():
-        say(f"the run used {threads} CPU threads, now {torch.get_num_threads()}: the result may differ in the last bits (--threads {threads} repeats it exactly)")
+        say(
+            f"the run used {threads} CPU threads, now {torch.get_num_threads()}: the result may differ in the last bits "
+            f"(--threads {threads} repeats it exactly)"
+        )
     say(f"Resumed from step {state.step} (verified)")
     if state.step >= config.steps:
         say(f"{run} has {state.step} steps already; a larger --steps continues it")
 
 
 def train(
-    config: TrainConfig | None = None, *, network: nn.Module | None = None, data: Dataset | None = None, quiet: bool = False, command: str | None = None
+    config: TrainConfig | None = None,
+    *,
+    network: nn.Module | None = None,
+    data: Dataset | None = None,
+    quiet: bool = False,
+    command: str | None = None,
 ) -> Finished:
     """Train, or resume, the run that the settings describe, and leave everything about it in its folder.
 
-    network: your own module, called as network(x, c_noise, cond), instead of config.network. data: a `Dataset` (see `ddpm.data.from_arrays`)
-    instead of config.data. command: what a person types to resume, for messages. Returns the run folder and the trained denoiser.
+    network: your own module, called as network(x, c_noise, cond), instead of config.network. data: a `Dataset` (see
+    `ddpm.data.from_arrays`) instead of config.data. command: what a person types to resume, for messages. Returns the run folder and the trained denoiser.
 
     Raises ConfigError, DataError, CheckpointError, DiskError, NonFiniteError or LockedError, each saying what to do.
     """
@@ -112,9 +130,8 @@ def train(
         raise DiskError(f"cannot make the run folder {run}: {error.strerror}") from error
     with RunLock(run):
         checkpoint.clean(run, say)
-        check_data(run, dataset.card, config.accept_data_change)
         state = _state(config, dataset, machine, denoiser)
-        _resume(run, config, state, say)
+        _resume(run, config, dataset.card, state, say)
         write_request(run, config)
         held = f", {dataset.card.held_out} held out" if dataset.card.held_out else ""
         say(f"{dataset.card.name}: {dataset.card.count} samples {dataset.card.shape}{held}; {count:,} parameters; seed {config.seed}")

@@ -13,17 +13,46 @@ from torch import nn
 
 import ddpm
 from ddpm.config import dump_toml, from_dict, to_dict
-from ddpm.denoiser import Card, NetworkDenoiser
+from ddpm.denoiser import Card, Codec, NetworkDenoiser
 from ddpm.errors import CheckpointError, ConfigError, DataError, DiskError
 from ddpm.objective import Loss
 from ddpm.training import checkpoint
-from ddpm.training.build import rebuild
+from ddpm.training.build import rebuild, saved_residuals
 from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.config import FAMILIES, TrainConfig
+from ddpm.training.config import TrainConfig
 from ddpm.training.ema import PowerEMA
 
-FREE = {"out", "steps", "checkpoint_every", "keep", "log_every", "evaluate_every", "preview", "accept_data_change", "device", "threads", "init", "data"}
-SHAPE = {"network", "schedule", "parameterization", "clock", "loss", "conditional", "ema"}  # another value makes another model
+FREE = {
+    "out",
+    "steps",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "evaluate_every",
+    "preview",
+    "accept_data_change",
+    "device",
+    "threads",
+    "init",
+    "data.data",  # data may move: their fingerprint is compared
+    "data.labels",
+    "data.max_pixels",
+    "data.on_bad_image",
+}
+SHAPE = {  # another value makes another model
+    "network",
+    "schedule",
+    "parameterization",
+    "clock",
+    "loss",
+    "conditional",
+    "ema",
+    "data.size",
+    "data.channels",
+    "data.layout",
+    "data.normalise",
+    "data.classes",
+}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,6 +63,11 @@ def write_text(path: Path, text: str) -> None:
         os.replace(aside, path)
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}") from error
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with."""
+    return {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0]}
 
 
 def model_tensors(denoiser: NetworkDenoiser) -> dict[str, torch.Tensor]:
@@ -49,7 +83,9 @@ def ema_tensors(denoiser: NetworkDenoiser, ema: PowerEMA) -> dict[str, torch.Ten
 class RunState:
     """Everything of a run that changes: weights, their average, the optimizer, the loss's own state, the step."""
 
-    def __init__(self, denoiser: NetworkDenoiser, loss: Loss, optimizer: torch.optim.Optimizer, ema: PowerEMA, scaler: torch.amp.GradScaler | None) -> None:
+    def __init__(
+        self, denoiser: NetworkDenoiser, loss: Loss, optimizer: torch.optim.Optimizer, ema: PowerEMA, scaler: torch.amp.GradScaler | None
+    ) -> None:
         self.denoiser, self.loss, self.optimizer, self.ema, self.scaler = denoiser, loss, optimizer, ema, scaler
         self.step = 0
         self.good_steps = 0  # that changed the weights: what the average counts
@@ -63,7 +99,7 @@ class RunState:
             "config": to_dict(config),
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "versions": {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0]},
+            "versions": versions(),
             "threads": torch.get_num_threads(),
         }
         groups = {"model": model_tensors(self.denoiser), self.ema.name: ema_tensors(self.denoiser, self.ema), "optimizer": tensors}
@@ -83,6 +119,9 @@ class RunState:
         self.optimizer.load_state_dict(checkpoint.unflatten(saved.tensors("optimizer"), state["optimizer"]))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        document = saved.document("config")
+        self.denoiser.codec = from_dict(Codec, document["codec"], where="config.json")  # accepted new data go into the space already learned
+        self.denoiser.residuals = saved_residuals(document)
         self.step, self.good_steps = int(state["step"]), int(state["good_steps"])
 
 
@@ -93,12 +132,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _among(key: str, names: set[str]) -> bool:
+    return key in names or key.split(".")[0] in names
+
+
 def compare(saved: Checkpoint, config: TrainConfig) -> list[str]:
     """Settings that differ from the checkpoint's and still resume, as `key: saved -> now`; ConfigError where they make it another model."""
     then, now = _flat(saved.document("state")["config"]), _flat(to_dict(config))
-    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and key.split(".")[0] not in FREE]
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and not _among(key, FREE)]
     table = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed}
-    fatal = [line for key, line in table.items() if key.split(".")[0] in SHAPE and key != "network.dropout"]
+    fatal = [line for key, line in table.items() if _among(key, SHAPE) and key != "network.dropout"]
     if fatal:
         raise ConfigError.of([f"{saved.path.parent} holds another model (saved -> now); use another --out, or the saved settings:", *fatal])
     return list(table.values())
@@ -114,8 +157,9 @@ def check_data(run: Path, card: Card, accept_change: bool) -> None:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if before.fingerprint != card.fingerprint and not accept_change:
             raise DataError(
-                f"{card.name}: not the data this run began with: {before.count} samples of shape {before.shape} then, {card.count} of {card.shape} now, "
-                f"and another fingerprint. Give the same data (they may move), another --out, or --accept-data-change"
+                f"{card.name}: not the data this run began with: {before.count} samples of shape {before.shape} then, "
+                f"{card.count} of {card.shape} now, and another fingerprint. "
+                "Give the same data (they may move), another --out, or --accept-data-change"
             )
     write_text(path, json.dumps(to_dict(card), indent=1) + "\n")
 
@@ -126,7 +170,10 @@ def write_request(run: Path, config: TrainConfig) -> None:
 
 
 def open_run(run: str | Path, step: int | None = None, notice: Callable[[str], None] = checkpoint.to_stderr) -> Checkpoint:
-    """The newest good checkpoint of a run folder, or a given step's; also takes a step folder itself. CheckpointError where there is none."""
+    """The newest good checkpoint of a run folder, or a given step's; also takes a step folder itself.
+
+    CheckpointError where there is none.
+    """
     path = Path(run)
     if (path / "manifest.json").is_file():
         return checkpoint.open_checkpoint(path)
@@ -152,7 +199,9 @@ def load_with_card(
     return denoiser.eval(), document
 
 
-def load(run: str | Path, *, step: int | None = None, weights: str = "ema", network: nn.Module | None = None, device: str | torch.device = "cpu") -> NetworkDenoiser:
+def load(
+    run: str | Path, *, step: int | None = None, weights: str = "ema", network: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> NetworkDenoiser:
     """A trained denoiser from a run folder, verified, in evaluation mode.
 
     step: a certain checkpoint instead of the newest. weights: "ema" (the average, what samples are drawn from) or "raw".

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 
 
 class Stop:
-    """Context within which the two signals ask for a stop. `code` is the exit code afterwards: 130 for Ctrl-C, 143 for SIGTERM, 0 for none."""
+    """Context within which the two signals ask for a stop; `code` is the exit code: 130 for Ctrl-C, 143 for SIGTERM, 0 for none."""
 
     def __init__(self) -> None:
         self.code = 0

@@ -42,7 +42,9 @@ class Trainer:
         config = self.config
         self.keys = frozenset(self.dataset.cond) if config.conditional else frozenset(self.dataset.cond) & {"image"}
         dropout = config.cond_dropout if self.keys else 0.0
-        self.feed = Feed(self.dataset, self.denoiser.codec, self.keys, config.seed, config.batch, config.accumulate, dropout, self.machine.device)
+        self.feed = Feed(
+            self.dataset, self.denoiser.codec, self.keys, config.seed, config.batch, config.accumulate, dropout, self.machine.device
+        )
         self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
 
     @property
@@ -106,11 +108,16 @@ class Trainer:
             result = held_out_loss(self.denoiser, self.dataset, self.keys, autocast=self.machine.autocast)
         if result is None:
             return {}
-        self.denoiser.residuals = Residuals(tuple(result.log_snr.tolist()), tuple(result.residual.tolist()))
+        if len(result.residual) > 1 and bool(result.residual.isfinite().all()):
+            self.denoiser.residuals = Residuals(tuple(result.log_snr.tolist()), tuple(result.residual.tolist()))
         scale = self.denoiser.codec.scale
         variances = tuple((std / unit) ** 2 for std, unit in zip(self.dataset.card.std, scale, strict=True))
         floor = gaussian_floor(self.denoiser.process, variances)
-        return {"held_out_loss": result.loss, "gaussian_loss": floor, **{f"held_out_loss/log_snr {name}": value for name, value in result.bins.items()}}
+        return {
+            "held_out_loss": result.loss,
+            "gaussian_loss": floor,
+            **{f"held_out_loss/log_snr {name}": value for name, value in result.bins.items()},
+        }
 
     def save(self, say: Callable[[str], None]) -> None:
         """Commit a checkpoint of the present step."""
@@ -129,7 +136,10 @@ class Trainer:
             done, last = state.step, state.step == config.steps
             if window and (done % config.log_every == 0 or last):
                 shown = torch.stack(window).mean().item()
-                log.write(done, {"loss": shown, "lr": config.optimizer.lr_at(done - 1, config.steps), "steps_per_second": round(log.rate(done), 3)})
+                log.write(
+                    done,
+                    {"loss": shown, "lr": config.optimizer.lr_at(done - 1, config.steps), "steps_per_second": round(log.rate(done), 3)},
+                )
                 window.clear()
             saving = done % config.checkpoint_every == 0 or last
             if state.good_steps and (done % config.evaluate_every == 0 or saving):
