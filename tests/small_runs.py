@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ddpm.data import Dataset, from_arrays
 from ddpm.networks.config import MLPConfig, UNetConfig
-from ddpm.training import TrainConfig, train
+from ddpm.training import TrainConfig, Trainer, run, train
+from ddpm.training.build import build_denoiser, measured
 from ddpm.training.checkpoint import Checkpoint, newest
+from ddpm.training.machine import Machine
 from ddpm.training.run import Finished
 
 SMALL_MLP = MLPConfig(width=16, depth=1)
@@ -52,16 +55,24 @@ def quietly(config: TrainConfig, **options: Any) -> Finished:
     return train(config, quiet=True, **options)
 
 
-def held(run: Path, step: int | None = None) -> Checkpoint:
+def trainer_for(out: Path, data: Dataset, **changes: Any) -> Trainer:
+    """A trainer that has done nothing yet."""
+    config = measured(settings(out, **changes), data.card)
+    machine = Machine(torch.device("cpu"), "fp32", "a test")
+    torch.set_num_threads(1)
+    return Trainer(config, data, run._state(config, data, machine, build_denoiser(config, data.card)), machine, out)
+
+
+def held(folder: Path, step: int | None = None) -> Checkpoint:
     """The newest checkpoint of a run, or that of a step."""
-    found = newest(run, step)
+    found = newest(folder, step)
     assert found is not None
     return found
 
 
-def digests(run: Path, step: int | None = None) -> dict[str, str]:
+def digests(folder: Path, step: int | None = None) -> dict[str, str]:
     """SHA-256 of every tensor of a checkpoint, and of what its state.json says of the optimizer and the steps."""
-    saved = held(run, step)
+    saved = held(folder, step)
     out: dict[str, str] = {}
     for group in saved.tensor_names:
         for name, tensor in saved.tensors(group).items():
@@ -72,9 +83,9 @@ def digests(run: Path, step: int | None = None) -> dict[str, str]:
     return out
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; every one must be JSON."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from small_runs import digests, environment, held, metrics, start
 
 from ddpm.training import checkpoint
 
-STEPS = 4000
+STEPS = 2000
 EVERY = 20
 FLAGS = ["--steps", str(STEPS), "--checkpoint-every", str(EVERY), "--evaluate-every", "1000000", "--log-every", "10", "--accumulate", "2"]
 MODEL = ["--network", "mlp-config", "--network.width", "16", "--network.depth", "1", "--network.dropout", "0.1", "--schedule", "straight"]
@@ -68,7 +69,7 @@ def kill_in_a_save(words: list[str], at: int) -> str:
     """Start, and end the process after the at-th step (an open, a write, a flush, a rename) of its saves."""
     done = subprocess.run([sys.executable, "-c", HOOK, *words], capture_output=True, text=True, check=False, env=environment(KILL_AT=str(at)))
     assert done.returncode == -9, (done.returncode, done.stderr)
-    return done.stdout.strip().removeprefix("killed after: ")
+    return re.sub(r"\.tmp-\w+", "", done.stdout.strip().removeprefix("killed after: "))
 
 
 def kill_after(words: list[str], out: Path, seconds: float) -> None:
@@ -96,7 +97,7 @@ def torture(folder: Path, kills: int, seed: int = 0) -> tuple[list[Kill], dict[s
         if number % 2:
             inside = kill_in_a_save(command(data, out), int(rng.integers(1, 60)))
         else:
-            kill_after(command(data, out), out, float(rng.uniform(0.0, 0.5)))
+            kill_after(command(data, out), out, float(rng.uniform(0.0, 0.25)))
         unfinished = len(list(out.glob("step-*.tmp-*")))
         table.append(Kill(number, began, inside, newest_step(out), unfinished))
         assert table[-1].left >= began, "work that was saved is lost"

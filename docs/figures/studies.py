@@ -79,7 +79,7 @@ class Measured(Denoiser):
         return torch.tensor([residual(self.world, At(*row)) for row in rows], dtype=torch.float64).reshape(at.t.shape)
 
 
-# --- step 1: the augmentation ----------------------------------------------------------------------------------------------------------------
+# --- step 1: the augmentation ---------------------------------------------------------------------------------------------------
 
 
 def walk(process: Process, x0: Tensor, seed: int = 1) -> Tensor:
@@ -111,7 +111,7 @@ def distance_from_normal(process: Process) -> float:
     return 0.5 * (mixture(process).log_density(x, end).exp() - normal).abs().sum().item() * spacing
 
 
-# --- step 2: regression ----------------------------------------------------------------------------------------------------------------------
+# --- step 2: regression ---------------------------------------------------------------------------------------------------------
 
 
 def unexplained(process: Process, s: float, t: float) -> float:
@@ -123,7 +123,10 @@ def unexplained(process: Process, s: float, t: float) -> float:
 
 
 def bound_minus_regression(process: Process, step: int, shift: float) -> float:
-    """Mean over 512 pairs of (bound term + entropy of q(x_s | x_t, x0)) - E[-log p(x_s | x_t)] at one step, for a denoiser wrong by `shift`: 0."""
+    """Largest gap over 512 pairs between a step's bound term + the entropy of q(x_s | x_t, x0), and E[-log p(x_s | x_t)]: 0 to rounding.
+
+    For a denoiser whose eps_hat is wrong by `shift`.
+    """
     length, denoiser = process.schedule.T or 1000, Measured(process, shift)
     x0, eps = draw(process, 512), torch.randn(512, 1, dtype=torch.float64, generator=generator(2))
     u = torch.full((512,), (step - 0.5) / length, dtype=torch.float64)
@@ -133,7 +136,7 @@ def bound_minus_regression(process: Process, step: int, shift: float) -> float:
     return (bound + 0.5 * (2 * math.pi * math.e * std**2).log() - regression).abs().max().item()
 
 
-# --- step 3: sharing -------------------------------------------------------------------------------------------------------------------------
+# --- step 3: sharing ------------------------------------------------------------------------------------------------------------
 
 
 def change_between(process: Process, s: float, t: float) -> float:
@@ -144,13 +147,14 @@ def change_between(process: Process, s: float, t: float) -> float:
     return math.sqrt(expected(gap**2, world, x, now, spacing))
 
 
-# --- step 4: the Gaussian denoiser -----------------------------------------------------------------------------------------------------------
+# --- step 4: the Gaussian denoiser ----------------------------------------------------------------------------------------------
 
 
 def gradient_variance(process: Process, step: int) -> tuple[float, float]:
     """Variance of d loss/d(shift of eps_hat) at the optimum, (sampled x_s, x_s replaced by its mean given x_t and x0), variance small.
 
-    The gradient is k (x_s - E[x_s|x_t])/std^2 with k = c_x0 sigma_t/alpha_t, so they are k^2 (c_x0^2 R + std^2)/std^4 and k^2 c_x0^2 R/std^4.
+    The gradient is k (x_s - E[x_s|x_t])/std^2 with k = c_x0 sigma_t/alpha_t, so they are k^2 (c_x0^2 R + std^2)/std^4 and
+    k^2 c_x0^2 R/std^4, R = E Var(x0 | x_t).
     """
     length = process.schedule.T or 1000
     s, t = process.at((step - 1) / length), process.at(step / length)
@@ -186,14 +190,17 @@ def reverse_densities(process: Process, s: float, t: float, x: float) -> tuple[T
     return y[:, 0], exact, (-0.5 * (y[:, 0] - mean) ** 2 / variance).exp() / (2 * math.pi * variance).sqrt()
 
 
-def chain_error(process: Process, steps: int, variance: Variance, *, noisy_end: bool = False, fineness: float = 2.5) -> float:
+def chain_error(
+    process: Process, steps: int, variance: Variance, *, noisy_end: bool = False, times: Tensor | None = None, fineness: float = 2.5
+) -> float:
     """Total variation between the data and the ancestral sampler's output with the exact denoiser, in [0, 1].
 
-    The sampler's own plan is walked with densities in place of samples: p(x_s) = sum_i N(x_s; mean(x_i), std^2) p(x_i) h, the grid's h below the step's
-    std / fineness. The sampler's last step adds no noise; `noisy_end` gives it the best variance, E Var(x0 | x_t).
+    The sampler's own plan is walked with densities in place of samples: p(x_s) = sum_i N(x_s; mean(x_i), std^2) p(x_i) h on a grid of
+    distance h <= std / fineness. The sampler's last step adds no noise; `noisy_end` gives it the best variance, E Var(x0 | x_t).
+    times: instants to walk instead of the usual grid.
     """
     model = Measured(process)
-    plan = Ancestral(variance=variance).plan(model.bind(), default_grid(process, steps).times(process, steps))
+    plan = Ancestral(variance=variance).plan(model.bind(), default_grid(process, steps).times(process, steps) if times is None else times)
     c_x0, c_xt, std = plan.coefficients[:, :3].unbind(1)
     ats = [At(*(level[k] for level in plan.instants)) for k in range(steps + 1)]
     if noisy_end:
@@ -214,7 +221,7 @@ def chain_error(process: Process, steps: int, variance: Variance, *, noisy_end: 
     return 0.5 * (density - model.world.log_density(x, ats[-1]).exp()).abs().sum().item() * h
 
 
-# --- step 5: the parameterization ------------------------------------------------------------------------------------------------------------
+# --- step 5: the parameterization -----------------------------------------------------------------------------------------------
 
 
 def bound_weight(process: Process, kind: Parameterization, step: int) -> float:

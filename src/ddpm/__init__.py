@@ -9,27 +9,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddpm.data import DataSettings as DataSettings
+    from ddpm.data import from_arrays as from_arrays
+    from ddpm.data import open_data as open_data
     from ddpm.denoiser import Denoiser as Denoiser
     from ddpm.denoiser import NetworkDenoiser as NetworkDenoiser
+    from ddpm.guidance import ClassifierFree as ClassifierFree
+    from ddpm.networks import MLPConfig as MLPConfig
+    from ddpm.networks import UNetConfig as UNetConfig
     from ddpm.process import Process as Process
+    from ddpm.sampling import DDIM as DDIM
+    from ddpm.sampling import Ancestral as Ancestral
     from ddpm.sampling import sample as sample
     from ddpm.sampling import trajectory as trajectory
+    from ddpm.training import TrainConfig as TrainConfig
     from ddpm.training import load as load
     from ddpm.training import train as train
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Ancestral": "ddpm.sampling",
+    "ClassifierFree": "ddpm.guidance",
+    "DDIM": "ddpm.sampling",
+    "DataSettings": "ddpm.data",
     "Denoiser": "ddpm.denoiser",
+    "MLPConfig": "ddpm.networks",
     "NetworkDenoiser": "ddpm.denoiser",
     "Process": "ddpm.process",
+    "TrainConfig": "ddpm.training",
+    "UNetConfig": "ddpm.networks",
+    "from_arrays": "ddpm.data",
     "load": "ddpm.training",
+    "open_data": "ddpm.data",
     "sample": "ddpm.sampling",
     "train": "ddpm.training",
     "trajectory": "ddpm.sampling",
 }
 
-__all__ = ["Denoiser", "NetworkDenoiser", "Process", "__version__", "load", "sample", "train", "trajectory"]
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "ClassifierFree",
+    "DataSettings",
+    "Denoiser",
+    "MLPConfig",
+    "NetworkDenoiser",
+    "Process",
+    "TrainConfig",
+    "UNetConfig",
+    "__version__",
+    "from_arrays",
+    "load",
+    "open_data",
+    "sample",
+    "train",
+    "trajectory",
+]
 
 
 def __getattr__(name: str) -> Any:

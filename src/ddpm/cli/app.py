@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, that of the `DDPMError` met, 130 after Ctrl-C, 1 for anything else.
     """
     argv = tidy(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: spinning ones slow a shared machine down threefold
     command = next((token for token in argv if not token.startswith("-")), None)
     prog = f"ddpm {command}" if command in COMMANDS else "ddpm"
     try:

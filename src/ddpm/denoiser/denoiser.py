@@ -111,8 +111,6 @@ class NetworkDenoiser(Denoiser):
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15).
     """
 
-    codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]  (never None here)
-
     def __init__(
         self,
         network: nn.Module,
@@ -129,7 +127,8 @@ class NetworkDenoiser(Denoiser):
         if reason:
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
-        self.codec, self.shape, self.learned_variance = codec, shape, learned_variance
+        self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
+        self.shape, self.learned_variance = shape, learned_variance
         slack = 1e-6  # a plan's instants are recomputed from the grid
         self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
         self.residuals: Residuals | None = None

@@ -3,7 +3,8 @@
 For tests, studies and the docs.
 """
 
-# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+# torch leaves the functions of torch.special and torch.linalg and Tensor.tolist untyped; their results are annotated here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 5 and 13; learned variance: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 3.1.
 """
 
-# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+# torch leaves the functions of torch.special and torch.linalg and Tensor.tolist untyped; their results are annotated here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The loss modules: (denoiser, x0, cond, draws) -> one number a sample."""
 
-# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+# torch leaves the functions of torch.special and torch.linalg and Tensor.tolist untyped; their results are annotated here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Grids: the instants 1 >= t_1 > ... > t_steps > 0 at which a sampler calls the network. Every plan then ends at `Process.clean`."""
 
-# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+# torch leaves the functions of torch.special and torch.linalg and Tensor.tolist untyped; their results are annotated here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

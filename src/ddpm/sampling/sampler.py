@@ -4,7 +4,8 @@ A row holds two instants and a few numbers; a step combines them with the model'
 prediction type.
 """
 
-# pyright: reportUnknownMemberType=false  (torch leaves these functions untyped; their results are annotated here)
+# torch leaves the functions of torch.special and torch.linalg and Tensor.tolist untyped; their results are annotated here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ def trajectory(
     if n < 1:
         raise ConfigError(f"n: got {n}, must be at least 1")
     plan = _checked_plan(denoiser, sampler, steps, grid, cond)
-    device = next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+    device = _device(denoiser)
     indices = range(first, first + n)
     opening = At(*(level[0] for level in plan.instants))
     x = denoiser.process.prior(normals(seed, indices, denoiser.shape, "start", dtype=dtype), opening) if start is None else start
@@ -111,32 +112,24 @@ def sample(
         raise ConfigError(f"cond: every entry needs n = {n} rows; {', '.join(wrong)}")
     training = denoiser.training
     denoiser.eval()
+    walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
+    parts: list[Tensor] = []
+    total = -(-n // batch) * steps
     try:
-        parts: list[Tensor] = []
-        total = -(-n // batch) * steps
-        for begin in range(0, n, batch):
-            size = min(batch, n - begin)
-            some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
-            frames = trajectory(
-                denoiser,
-                size,
-                steps=steps,
-                sampler=sampler,
-                grid=grid,
-                seed=seed,
-                first=first + begin,
-                cond=some,
-                clip=clip,
-                dtype=dtype,
-                autocast=autocast,
-            )
-            x = None
-            for frame in frames:
-                x = frame.x
-                if progress is not None and frame.step:
-                    progress(len(parts) * steps + frame.step, total)
-            assert x is not None  # trajectory yields its start
-            parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
+        with torch.autocast(_device(denoiser).type, autocast, enabled=autocast is not None):  # around the loop: weights are cast once
+            for begin in range(0, n, batch):
+                size = min(batch, n - begin)
+                some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
+                x = torch.empty(0)
+                for frame in walk(size, first=first + begin, cond=some):
+                    x = frame.x
+                    if progress is not None and frame.step:
+                        progress(len(parts) * steps + frame.step, total)
+                parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
         return torch.cat(parts)
     finally:
         denoiser.train(training)
+
+
+def _device(denoiser: Denoiser) -> torch.device:
+    return next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))

@@ -49,7 +49,7 @@ def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConf
         config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
     return replace(
         config,
-        network=config.network or (None if own else default_network(card.shape)),
+        network=None if own else config.network or default_network(card.shape),
         clock=config.clock or default_clock(config.schedule),
     )
 

@@ -45,7 +45,7 @@ def held_out_loss(
     rows = dataset.held_rows[:samples]
     if not len(rows) or denoiser.codec is None:
         return None
-    device = next(denoiser.parameters()).device
+    device = next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
     process, first = denoiser.process, denoiser.process.schedule.first
     place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
     grid = first + (1.0 - first) * place

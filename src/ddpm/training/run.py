@@ -103,7 +103,8 @@ def train(
     """Train, or resume, the run that the settings describe, and leave everything about it in its folder.
 
     network: your own module, called as network(x, c_noise, cond), instead of config.network. data: a `Dataset` (see
-    `ddpm.data.from_arrays`) instead of config.data. command: what a person types to resume, for messages. Returns the run folder and the trained denoiser.
+    `ddpm.data.from_arrays`) instead of config.data. command: what a person types to resume, for messages. Returns the run folder and the
+    trained denoiser.
 
     Raises ConfigError, DataError, CheckpointError, DiskError, NonFiniteError or LockedError, each saying what to do.
     """

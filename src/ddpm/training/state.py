@@ -120,7 +120,8 @@ class RunState:
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         document = saved.document("config")
-        self.denoiser.codec = from_dict(Codec, document["codec"], where="config.json")  # accepted new data go into the space already learned
+        # new data that were accepted go into the space already learned
+        self.denoiser.codec = from_dict(Codec, document["codec"], where="config.json")
         self.denoiser.residuals = saved_residuals(document)
         self.step, self.good_steps = int(state["step"]), int(state["good_steps"])
 

@@ -1,0 +1,293 @@
+"""Numbers that are not finite, settings that changed, checkpoints that are bad: named, refused, and nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import SMALL_UNET, digests, held, pictures, quietly, settings, table
+from torch import Tensor, nn
+
+from ddpm.cli import main
+from ddpm.data import DataSettings
+from ddpm.data.dataset import Dataset
+from ddpm.errors import ConfigError, NonFiniteError
+from ddpm.networks.config import MLPConfig
+from ddpm.objective import Denoising, LogitNormal
+from ddpm.process import Linear, Straight
+from ddpm.training import TrainConfig, Trainer, health, run
+from ddpm.training import state as training_state
+from ddpm.training.feed import Batch, Feed
+
+BAD = [float("nan"), float("inf")]
+PLACES = ["loss", "gradient", "input"]
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return table()
+
+
+@dataclass
+class Fault:
+    """A number that is not finite, put into a place of the computation from step `first` to `last` (counted from 1)."""
+
+    place: str
+    value: float
+    first: int
+    last: int
+    accumulate: int = 1
+
+    def inject(self, patch: pytest.MonkeyPatch) -> None:
+        """Wrap the feed and the step."""
+        feed, step = Feed.batch, Trainer.step
+
+        def batch(source: Feed, now: int, part: int) -> Batch:
+            made = feed(source, now, part)
+            if self.place == "input" and self.first <= now + 1 <= self.last and part == self.accumulate - 1:
+                made.x0[1] = self.value
+            return made
+
+        def stepping(trainer: Trainer, *words: object) -> Tensor | None:
+            now = trainer.state.step + 1
+            if not self.first <= now <= self.last or self.place == "input":
+                return step(trainer, *words)  # type: ignore[arg-type]
+            some = next(trainer.denoiser.network.parameters())
+            if self.place == "weights":
+                some.data.view(-1)[0] = self.value
+                return step(trainer, *words)  # type: ignore[arg-type]
+            if self.place == "gradient":
+                hook = some.register_hook(lambda grad: torch.full_like(grad, self.value))
+            else:
+                hook = trainer.loss.register_forward_hook(lambda module, given, made: made * self.value)
+            try:
+                return step(trainer, *words)  # type: ignore[arg-type]
+            finally:
+                hook.remove()
+
+        patch.setattr(Feed, "batch", batch)
+        patch.setattr(Trainer, "step", stepping)
+
+
+def snapshot(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights, average and optimizer, copied."""
+    out = {f"model/{name}": value.clone() for name, value in trainer.denoiser.state_dict().items()}
+    out |= {f"ema/{name}": value.clone() for name, value in trainer.state.ema.weights.items()}
+    for index, slots in trainer.state.optimizer.state_dict()["state"].items():
+        out |= {f"optimizer/{index}/{name}": value.clone() for name, value in slots.items()}
+    return out
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_bad_step_changes_nothing_and_is_explained(
+    place: str, value: float, accumulate: int, tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Fault(place, value, 5, 6, accumulate).inject(monkeypatch)
+    seen: list[dict[str, Tensor]] = []
+    step = Trainer.step
+
+    def watched(trainer: Trainer, *words: object) -> Tensor | None:
+        before = snapshot(trainer)
+        loss = step(trainer, *words)  # type: ignore[arg-type]
+        after = snapshot(trainer)
+        same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+        assert same == (trainer.state.step in (5, 6)) == (loss is None)
+        seen.append(after)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    run.train(settings(tmp_path, steps=8, accumulate=accumulate), data=data)
+    assert len(seen) == 8 and all(tensor.isfinite().all() for tensor in seen[-1].values())
+    assert held(tmp_path).document("state")["good_steps"] == 6
+    said = capsys.readouterr().err
+    where = {"loss": "the loss of data rows", "gradient": "the gradient of network.", "input": "the batch: data rows"}[place]
+    assert f"step 5: not finite in {where}" in said and "the step was skipped, nothing changed" in said and said.count("skipped") == 2
+
+
+def test_the_rows_named_are_those_of_the_data(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fed: list[int] = []
+    Fault("input", float("nan"), 2, 2).inject(monkeypatch)
+    feed = Feed.batch
+
+    def batch(source: Feed, now: int, part: int) -> Batch:
+        made = feed(source, now, part)
+        fed.append(int(made.rows[1]))
+        return made
+
+    monkeypatch.setattr(Feed, "batch", batch)
+    run.train(settings(tmp_path), data=data)
+    assert f"the batch: data rows [{fed[1]}]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", [*PLACES, "weights"])
+def test_ten_in_a_row_end_the_run_with_the_last_checkpoint_intact(
+    place: str, value: float, tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quietly(settings(tmp_path, steps=20), data=data)
+    good = digests(tmp_path)
+    Fault(place, value, 23, 10**9).inject(monkeypatch)
+    with pytest.raises(NonFiniteError) as caught:
+        quietly(settings(tmp_path, steps=60, checkpoint_every=1 if place != "weights" else 100), data=data)
+    text = str(caught.value)
+    assert caught.value.exit_code == 6 and "not finite since step 23" in text and f"{health.PATIENCE} steps in a row" in text
+    assert ("step-0000020 is good" if place == "weights" else "step-0000031 is good") in text
+    assert ("the weights: network." in text) == (place == "weights")
+    newest = held(tmp_path)
+    assert digests(tmp_path, 20) == good if place == "weights" else newest.step == 31
+    for group in newest.tensor_names:
+        assert all(tensor.isfinite().all() for tensor in newest.tensors(group).values())
+
+
+def test_nine_in_a_row_are_survived_and_the_count_starts_anew(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    Fault("loss", float("nan"), 3, 11).inject(monkeypatch)
+    Fault("loss", float("nan"), 13, 21).inject(monkeypatch)
+    assert quietly(settings(tmp_path, steps=24), data=data).code == 0
+    assert held(tmp_path).document("state")["good_steps"] == 6
+
+
+def test_no_checkpoint_holds_a_number_that_is_not_finite(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that became NaN just before a save: the save is refused, the one before remains."""
+    Fault("weights", float("nan"), 6, 6).inject(monkeypatch)
+    with pytest.raises(NonFiniteError, match="model"):
+        quietly(settings(tmp_path, steps=20, checkpoint_every=3), data=data)
+    assert held(tmp_path).step == 3
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+class Diverging(nn.Module):
+    """A person's own network that returns NaN at its seventh call in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(3, 3), 0
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: object) -> Tensor:
+        self.calls += self.training
+        return self.layer(x) * (float("nan") if self.training and self.calls == 7 else 1.0)
+
+
+def test_a_network_of_ones_own_that_returns_nan_once(tmp_path: Path, data: Dataset) -> None:
+    quietly(settings(tmp_path, steps=10), network=Diverging(), data=data)
+    state = held(tmp_path).document("state")
+    assert (state["step"], state["good_steps"]) == (10, 9)
+
+
+# --- settings that changed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"network": MLPConfig(width=32, depth=1)}, "network.width: 16 -> 32"),
+        ({"network": SMALL_UNET}, "network.name: MLPConfig -> UNetConfig"),
+        ({"schedule": Linear()}, "schedule.name: Cosine -> Linear"),
+        ({"schedule": Straight()}, "schedule.name: Cosine -> Straight"),
+        ({"ema": 0.1}, "ema: 0.05 -> 0.1"),
+        ({"loss": Denoising(times=LogitNormal())}, "loss.times.name: UniformTimes -> LogitNormal"),
+        ({"data": DataSettings(normalise="range")}, "data.normalise: auto -> range"),
+    ],
+)
+def test_another_model_is_refused_with_a_table(change: dict[str, object], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures(1, 4, 4) if isinstance(change.get("network"), type(SMALL_UNET)) else table()
+    quietly(settings(tmp_path), data=table())
+    before = digests(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        quietly(replace(settings(tmp_path, steps=6), **change), data=data)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2 and line in str(caught.value).splitlines()
+    assert "holds another model (saved -> now)" in str(caught.value) and digests(tmp_path) == before
+
+
+def test_another_size_is_a_setting_not_just_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+    words = ["train", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--steps", "2", "--batch", "2", "--preview", "0"]
+    words += ["--network", "unet-config", "--network.channels", "8", "--network.mults", "1", "--network.attention", "", "--threads", "1"]
+    assert main([*words, "--size", "8"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--size", "4"]) == 2
+    assert "data.size: [8] -> [4]" in capsys.readouterr().err
+
+
+def test_what_does_not_change_the_model_is_a_notice(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    quietly(settings(tmp_path), data=data)
+    monkeypatch.setattr(training_state.torch, "__version__", "9.9.9")
+    config = settings(tmp_path, steps=6, seed=5, batch=5, threads=2, cond_dropout=0.2)
+    config = replace(config, optimizer=replace(config.optimizer, lr=1e-3), network=replace(config.network, dropout=0.1))  # type: ignore[type-var]
+    run.train(config, data=data)
+    said = capsys.readouterr().err
+    for line in ("seed: 0 -> 5", "batch: 4 -> 5", "cond_dropout: 0.1 -> 0.2", "optimizer.lr: 0.0002 -> 0.001", "network.dropout: 0.0 -> 0.1"):
+        assert f"changed since the last checkpoint: {line}\n" in said
+    assert "used 1 CPU threads, now 2" in said and "now 9.9.9" in said and "Resumed from step 4" in said
+    torch.set_num_threads(1)
+
+
+def test_a_run_of_ones_own_network_is_no_run_of_ours(tmp_path: Path, data: Dataset) -> None:
+    quietly(settings(tmp_path), network=Diverging(), data=data)
+    with pytest.raises(ConfigError, match="holds another model"):
+        quietly(settings(tmp_path, steps=6), data=data)
+
+
+# --- bad checkpoints --------------------------------------------------------------------------------------------------------------------
+
+
+def words_for(out: Path, steps: int) -> list[str]:
+    model = ["--network", "mlp-config", "--network.width", "8", "--network.depth", "1", "--preview", "0", "--threads", "1"]
+    return ["train", "--data", str(out.parent / "table.npy"), "--out", str(out), "--steps", str(steps), "--batch", "4", "--checkpoint-every", "2", *model]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32))
+    assert main(words_for(tmp_path / "run", 4)) == 0
+    return tmp_path / "run"
+
+
+def spoil(folder: Path) -> None:
+    """Flip one bit in the middle of the weights."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_bad_checkpoint_is_passed_over_and_all_bad_is_an_error(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    spoil(out / "step-0000004")
+    assert main(words_for(out, 6)) == 0
+    said = capsys.readouterr().err
+    assert "step 4: model.safetensors fails SHA-256; using step 2" in said and "Resumed from step 2 (verified)" in said
+    for folder in out.glob("step-*"):
+        spoil(folder)
+    assert main(words_for(out, 8)) == 4
+    said = capsys.readouterr().err
+    assert "no checkpoint of" in said and "step-0000004: model.safetensors" in said and "step-0000006: model.safetensors" in said
+    assert main(["sample", str(out)]) == 4
+
+
+def test_a_missing_step_lists_the_others(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(out), "--step", "3"]) == 4
+    assert "other steps there: 4, 2" in capsys.readouterr().err
+    shutil.rmtree(out / "step-0000002")
+    shutil.rmtree(out / "step-0000004")
+    assert main(["sample", str(out)]) == 4
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert main(["sample", str(out / "nowhere")]) == 4
+    assert "no such run folder" in capsys.readouterr().err
+
+
+def test_divergence_by_the_command_line(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Fault("loss", float("nan"), 5, 10**9).inject(monkeypatch)
+    assert main(words_for(out, 1000)) == 6
+    said = capsys.readouterr().err
+    assert "ddpm train: error: loss or gradient not finite since step 5" in said and "Try a smaller --lr" in said and "Traceback" not in said

@@ -1,0 +1,66 @@
+"""README says what is so: its Python runs, its tree is the real tree, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ddpm
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PACKAGE = Path(ddpm.__file__).parent
+
+
+def block(language: str, containing: str = "") -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    return next(text for text in blocks if containing in text)
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ten lines as printed, with fewer steps and a narrower network."""
+    monkeypatch.chdir(tmp_path)
+    code = block("python", "ddpm.train")
+    short = code.replace("steps=300", "steps=3").replace("channels=32", "channels=8").replace("batch=64", "batch=8, threads=1")
+    assert short != code
+    assert len(code.strip().splitlines()) <= 12
+    names: dict[str, object] = {}
+    exec(compile(short, "README.md", "exec"), names)
+    samples = names["samples"]
+    assert tuple(samples.shape) == (16, 1, 8, 8) and samples.min() >= 0 and samples.max() <= 16  # type: ignore[attr-defined]
+    assert len(capsys.readouterr().out.splitlines()) == 51
+
+
+def test_tree_is_the_real_tree() -> None:
+    tree = block("", "src/ddpm/")
+    rooms: dict[str, set[str]] = {}
+    room = ""
+    for line in tree.split("docs/ ")[0].splitlines()[1:]:
+        opens = re.match(r"  (\w+)/ ", line)
+        if opens:
+            room = opens[1]
+            rooms[room] = set()
+        elif room:
+            rooms[room] |= set(re.findall(r"[\w-]+\.py", line)) if "ground floor" not in line else set()
+    real = {
+        folder.name: {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        for folder in PACKAGE.iterdir()
+        if folder.is_dir() and folder.name != "__pycache__"
+    }
+    assert rooms == real
+    ground = {file.name for file in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert ground == set(re.findall(r"\w+\.py", tree.split("ground floor:")[1].splitlines()[0]))
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [README, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!http|#|mailto)([^)#\s]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_two_commands_come_first() -> None:
+    """A picture, then the two commands."""
+    text = README.read_text("utf-8")
+    assert 0 < text.index("![") < text.index("python3 dev.py demo") < text.index("python3 dev.py test") < text.index("```python")
