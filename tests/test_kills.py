@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from small_runs import digests, environment, held, metrics, start
 
 from ddpm.training import checkpoint
+from small_runs import digests, environment, held, metrics, start
 
 STEPS = 2000
 EVERY = 20
@@ -67,7 +67,9 @@ def newest_step(out: Path) -> int:
 
 def kill_in_a_save(words: list[str], at: int) -> str:
     """Start, and end the process after the at-th step (an open, a write, a flush, a rename) of its saves."""
-    done = subprocess.run([sys.executable, "-c", HOOK, *words], capture_output=True, text=True, check=False, env=environment(KILL_AT=str(at)))
+    done = subprocess.run(
+        [sys.executable, "-c", HOOK, *words], capture_output=True, text=True, check=False, env=environment(KILL_AT=str(at))
+    )
     assert done.returncode == -9, (done.returncode, done.stderr)
     return re.sub(r"\.tmp-\w+", "", done.stdout.strip().removeprefix("killed after: "))
 
@@ -141,7 +143,8 @@ def main() -> int:
     print(show(table))
     different = [name for name in straight if killed.get(name) != straight[name]]
     inside = sum(bool(row.inside) for row in table)
-    print(f"{len(table)} kills, {inside} inside a save; {len(straight)} tensors and states compared, {len(different)} differ; {time.monotonic() - begin:.0f} s")
+    took = time.monotonic() - begin
+    print(f"{len(table)} kills, {inside} inside a save; {len(straight)} tensors and states compared, {len(different)} differ; {took:.0f} s")
     return 1 if different or set(killed) != set(straight) else 0
 
 

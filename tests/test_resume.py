@@ -9,10 +9,10 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
-from small_runs import digests, held, metrics, quietly, settings, start, table
 
 from ddpm.data import DataSettings
 from ddpm.data.dataset import Dataset
@@ -20,8 +20,9 @@ from ddpm.errors import DataError
 from ddpm.networks.config import MLPConfig
 from ddpm.objective import Denoising
 from ddpm.process import Straight
-from ddpm.training import TrainConfig, Trainer, run
+from ddpm.training import TrainConfig, Trainer, run, stop, storage, trainer
 from ddpm.training.feed import Batch, Feed
+from small_runs import digests, held, metrics, quietly, settings, start, table
 
 STEPS = 40
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -123,7 +124,42 @@ def test_two_and_three_stops_in_a_row(seed: int, steps: Path, tmp_path: Path, da
     assert len(set(logged)) == len(logged)
 
 
-def test_a_larger_number_of_steps_continues(straight: dict[str, str], tmp_path: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", ["held_out_loss", "preview", "fsync state.json", "rename", "prune rename"])
+def test_a_signal_in_a_measurement_a_picture_or_a_save(
+    where: str, steps: Path, tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = config(tmp_path, steps=12, checkpoint_every=5, evaluate_every=5, preview=1, keep=1)
+
+    sent: list[str] = []
+
+    def once() -> None:
+        if not sent:
+            sent.append(where)
+            signal.raise_signal(signal.SIGTERM)
+
+    def boundary(name: str) -> None:
+        if name == where:
+            once()
+
+    with monkeypatch.context() as patch:
+        if where in ("held_out_loss", "preview"):
+            done = getattr(trainer, where)
+
+            def wrapped(*words: object, **more: object) -> object:
+                once()
+                return done(*words, **more)
+
+            patch.setattr(trainer, where, wrapped)
+        else:
+            patch.setattr(storage, "boundary", boundary)
+        assert quietly(here, data=data).code == 143
+    assert sent and held(tmp_path).step in (5, 10)
+    assert quietly(here, data=data).code == 0 and digests(tmp_path) == digests(steps, 12)
+
+
+def test_a_larger_number_of_steps_continues(
+    straight: dict[str, str], tmp_path: Path, data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
     quietly(config(tmp_path, steps=15), data=data)
     run.train(config(tmp_path, steps=15), data=data)
     assert "has 15 steps already; a larger --steps continues it" in capsys.readouterr().err
@@ -175,6 +211,28 @@ def test_a_signal_saves_and_says_how_to_resume(number: signal.Signals, tmp_path:
     assert process.returncode == 0 and f"Resumed from step {step} (verified)" in said and held(out).step == step + 2
     logged = [row["step"] for row in metrics(out) if "loss" in row]
     assert logged == list(range(1, step + 3))
+
+
+def test_a_second_signal_leaves_at_once(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+
+    def leave(code: int) -> NoReturn:
+        left.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(stop.os, "_exit", leave)
+    fed = Feed.batch
+
+    def batch(self: Feed, now: int, place: int) -> Batch:
+        if now == 7:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        return fed(self, now, place)
+
+    monkeypatch.setattr(Feed, "batch", batch)
+    with pytest.raises(SystemExit):
+        quietly(config(tmp_path, checkpoint_every=5), data=data)
+    assert left == [143] and held(tmp_path).step == 5
 
 
 def test_data_may_move_but_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

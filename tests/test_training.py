@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL_MLP, SMALL_UNET, digests, held, metrics, pictures, quietly, settings, table, trainer_for
 from torch import Tensor, nn
 
 import ddpm
@@ -20,11 +19,14 @@ from ddpm.process import Cosine, Linear, Process, Schedule, Straight
 from ddpm.sampling import Ancestral
 from ddpm.training import OptimizerSettings, load, run, trainer
 from ddpm.training.held_out import gaussian_floor, held_out_loss
+from small_runs import SMALL_MLP, SMALL_UNET, digests, held, metrics, pictures, quietly, settings, table, trainer_for
 
 
 def test_the_loss_falls_and_samples_come_back_in_kelvin(tmp_path: Path) -> None:
     data = table(200, 2)
-    finished = quietly(settings(tmp_path, steps=250, batch=64, log_every=10, evaluate_every=50, optimizer=OptimizerSettings(lr=5e-3, warmup=10)), data=data)
+    finished = quietly(
+        settings(tmp_path, steps=250, batch=64, log_every=10, evaluate_every=50, optimizer=OptimizerSettings(lr=5e-3, warmup=10)), data=data
+    )
     rows = metrics(tmp_path)
     losses, measured_ = [row["loss"] for row in rows if "loss" in row], [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     assert len(losses) == 25 and np.mean(losses[-5:]) < 0.7 * losses[0]
@@ -138,7 +140,9 @@ def test_fine_tuning_takes_over_what_fits_and_lists_the_rest(tmp_path: Path, cap
         taken = held(out / "same").tensors("model")
         assert all(torch.allclose(taken[name], weights[name], atol=1e-6) for name in weights)
         assert f"started from {source}: {len(weights)} of {len(weights)} tensors taken over\n" in capsys.readouterr().err
-    run.train(settings(tmp_path / "other", steps=1, init=str(tmp_path / "first"), network=replace(SMALL_MLP, depth=2)), data=table(classes=3))
+    run.train(
+        settings(tmp_path / "other", steps=1, init=str(tmp_path / "first"), network=replace(SMALL_MLP, depth=2)), data=table(classes=3)
+    )
     said = capsys.readouterr().err
     assert "left as they were" in said and "not in" in said and "... and" in said
     with pytest.raises(CheckpointError, match="no tensor of .* fits this network"):

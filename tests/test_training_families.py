@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL_UNET, held, metrics, pictures, quietly, settings, table
 
 import ddpm
 from ddpm.data import from_arrays
@@ -18,7 +17,8 @@ from ddpm.networks.config import UNetConfig
 from ddpm.objective import TIMES, WEIGHTINGS, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
 from ddpm.process import EDM, SCHEDULES, Cosine, Schedule, Table
 from ddpm.sampling import SAMPLERS, Ancestral
-from ddpm.training import TrainConfig, load, run
+from ddpm.training import load, run
+from small_runs import SMALL_UNET, held, metrics, pictures, quietly, settings, table
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,9 @@ def test_every_sampler_of_times(times: object, tmp_path: Path) -> None:
     assert all(np.isfinite(row["loss"]) for row in metrics(tmp_path) if "loss" in row)
 
 
-@pytest.mark.parametrize("loss", [Denoising(), Hybrid(), VariationalBound(variance="learned"), Stepwise(), Stepwise(reduced=False)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [Denoising(), Hybrid(), VariationalBound(variance="learned"), Stepwise(), Stepwise(reduced=False)], ids=repr
+)
 def test_every_loss_trains_in_pictures(loss: LossSettings, tmp_path: Path) -> None:
     finished = quietly(settings(tmp_path, network=SMALL_UNET, schedule=Cosine(T=50), loss=loss, log_every=1), data=pictures(1, 4, 4))
     assert all(np.isfinite(row["loss"]) for row in metrics(tmp_path) if "loss" in row)
@@ -107,7 +109,9 @@ def test_conditions_are_learned_from_kept_and_needed(kind: str, tmp_path: Path) 
     finished = quietly(settings(tmp_path, network=network, steps=3, preview=2), data=data)
     denoiser = load(finished.run)
     spec = held(tmp_path).document("config")["cond"]
-    assert spec == {"classes": 0, "vector": 0, "image": 0} | {{"class": "classes"}.get(kind, kind): {"class": 4, "vector": 3, "image": 2}[kind]}
+    assert spec == {"classes": 0, "vector": 0, "image": 0} | {
+        {"class": "classes"}.get(kind, kind): {"class": 4, "vector": 3, "image": 2}[kind]
+    }
     pairs = [{kind: torch.from_numpy(data.cond[kind][rows])} for rows in ([0, 1], [2, 3])]
     a, b, nothing = (ddpm.sample(denoiser, 2, steps=3, cond=cond) for cond in (*pairs, denoiser.null(pairs[0])))
     assert not torch.equal(a, b) and not torch.equal(a, nothing)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import table, trainer_for
 from torch import Tensor, nn
 
 from ddpm.objective import Draws
 from ddpm.training import OptimizerSettings
 from ddpm.training.ema import PowerEMA, exponent, swapped
 from ddpm.training.feed import Feed, rows_of
+from small_runs import table, trainer_for
 
 
 def test_every_epoch_visits_each_training_row_once_in_an_order_of_its_own() -> None:
@@ -78,7 +78,9 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path, monkeypatch: pytest
     gradients = [p.grad.clone() for p in small.parameters if p.grad is not None]
     monkeypatch.setattr(Feed, "draws", joined)
     batch = large.feed.batch
-    monkeypatch.setattr(large.feed, "batch", lambda step, part: (made := batch(step, part))._replace(cond={**(made.cond or {}), "null": hidden}))
+    monkeypatch.setattr(
+        large.feed, "batch", lambda step, part: (made := batch(step, part))._replace(cond={**(made.cond or {}), "null": hidden})
+    )
     assert loss is not None and torch.allclose(loss, large.step(print) or torch.zeros(()), rtol=1e-5)
     for mine, theirs in zip(gradients, large.parameters, strict=True):
         assert theirs.grad is not None and (mine - theirs.grad).abs().max() <= 1e-5 * mine.abs().max() + 1e-8

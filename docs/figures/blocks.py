@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- code: (?P<name>[\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import blocks
 import matplotlib as mpl
@@ -31,7 +32,7 @@ FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "six_steps.md"
 BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777", "#9b4f96"
 LINEAR = Process(Linear())
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.spines.top": False,

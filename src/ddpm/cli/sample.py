@@ -58,7 +58,9 @@ class SampleConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="how")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "of the network", group="how")
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
-    format: Literal["png", "npz"] = setting("png", "single pictures, or one array file in the data's units", group="output")
+    format: Literal["auto", "png", "npz"] = setting(
+        "auto", "png: single pictures; npz: one array file in the data's units; auto: png for what is a picture", group="output"
+    )
     film: bool = setting(False, "also write a strip and an animation of the denoising", group="output")
 
     def __post_init__(self) -> None:
@@ -70,6 +72,16 @@ def add(parser: Parser) -> None:
     """The command's arguments."""
     parser.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
     add_flags(parser, SampleConfig, FAMILIES)
+
+
+def output_format(config: SampleConfig, shape: tuple[int, ...]) -> Literal["png", "npz"]:
+    """What samples of this shape are written as; ConfigError, before anything is drawn, for what they cannot be."""
+    picture = len(shape) == 3 and shape[0] in (1, 3)
+    if config.format == "png" and not picture:
+        raise ConfigError(f"--format png: takes pictures of 1 or 3 channels, these samples are {shape}; use --format npz")
+    if config.film and len(shape) not in (3, 4):
+        raise ConfigError(f"--film: shows pictures and volumes, these samples are {shape}")
+    return "png" if picture and config.format != "npz" else "npz"
 
 
 def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dict[str, torch.Tensor] | None:
@@ -124,8 +136,7 @@ def film(
     for frame in steps:
         if frame.step % max(1, config.steps // 60) == 0 or frame.step == config.steps:
             pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
-            if pictures is None:
-                raise ConfigError("--film: these samples are no pictures")
+            assert pictures is not None  # `output_format` has seen to it
             frames.append(grid(pictures, limits(codec), smallest=360))
     return save_film(frames, folder)
 
@@ -135,7 +146,7 @@ def _write(config: SampleConfig, drawn: Any, labels: Any, names: list[str], code
     from ddpm.training.preview import limits
 
     written: list[Path] = []
-    if config.format == "npz":
+    if output_format(config, drawn.shape[1:]) == "npz":
         written.append(
             save_npz(drawn, labels, folder / f"samples_{'x'.join(map(str, (len(drawn), *drawn.shape[2:], drawn.shape[1])))}.npz")
         )
@@ -169,10 +180,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     loaded, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
     machine = choose(config.device, config.precision, large=sum(p.numel() for p in loaded.parameters()) > 5_000_000)
     model: NetworkDenoiser = loaded.to(machine.device)
+    output_format(config, model.shape)
+    if document["cond"]["image"]:
+        raise ConfigError(
+            f"{args.run_folder}: this model needs a condition image of {document['cond']['image']} channels beside each sample; "
+            'draw from it in Python: ddpm.sample(denoiser, n, cond={"image": images})'
+        )
     cond = conditions(config, document["classes"], document["vector"])
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     guided = ClassifierFree(model, config.guidance) if config.guidance != 1.0 else model
-    folder = Path(config.out) if config.out else Path(args.run_folder) / "samples" / f"seed-{config.seed}"
+    home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
+    folder = Path(config.out) if config.out else home / "samples" / f"seed-{config.seed}"  # never inside a checkpoint
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty() and (done % max(1, total // 100) == 0 or done == total):

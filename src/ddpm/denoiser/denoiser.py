@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -108,7 +108,8 @@ class NetworkDenoiser(Denoiser):
     """A network that predicts F from c_in x, a clock reading and a condition. Refuses illegal pairs of schedule and parameterization.
 
     network: (x, c_noise (B,), cond) -> (B, C, *axes), or (B, 2C, *axes) with a learned variance, whose second half f gives v = (f + 1)/2
-    (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15).
+    (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15). conditions: the keys the network was made for; called without any, it is told that
+    all are hidden.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class NetworkDenoiser(Denoiser):
         shape: tuple[int, ...],
         *,
         learned_variance: bool = False,
+        conditions: Collection[str] = (),
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -128,7 +130,7 @@ class NetworkDenoiser(Denoiser):
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
-        self.shape, self.learned_variance = shape, learned_variance
+        self.shape, self.learned_variance, self.conditions = shape, learned_variance, frozenset(conditions)
         slack = 1e-6  # a plan's instants are recomputed from the grid
         self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
         self.residuals: Residuals | None = None
@@ -137,6 +139,8 @@ class NetworkDenoiser(Denoiser):
         """One network call; the change of basis in x's precision."""
         c_in = self.parameterization.scale(at)
         c_noise = self.clock(at).reshape(-1).expand(len(x))
+        if not cond and self.conditions:
+            cond = {"null": torch.ones(len(x), dtype=torch.bool, device=x.device)}
         output = self.network(c_in * x, c_noise, cond).to(x.dtype)
         variance = None
         if self.learned_variance:

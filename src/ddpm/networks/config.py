@@ -31,6 +31,12 @@ class CondSpec:
     vector: int = setting(0, "entries of the vector", low=0)
     image: int = setting(0, "channels of the image or field laid beside the input", low=0)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The conditions there are: of class, vector, image."""
+        sizes = {"class": self.classes, "vector": self.vector, "image": self.image}
+        return tuple(key for key, size in sizes.items() if size)
+
     def problems(self) -> list[str]:
         """Every value out of range, one sentence each; empty when all is well."""
         return [f"cond.{line}" for line in _refusals(self)]

@@ -112,7 +112,7 @@ class Uncertainty(nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """(B,) -> (B,)."""
-        c_noise = -log_snr.to(self.linear.weight) / 8.0  # log(sigma)/4
+        c_noise = -log_snr.to(self.linear.weight).clamp(-100.0, 100.0) / 8.0  # log(sigma)/4, finite where alpha = 0
         return self.linear(math.sqrt(2.0) * (c_noise[:, None] * self.frequency + self.phase).cos()).squeeze(1)
 
 

@@ -43,7 +43,8 @@ class LevelWeighting(Weighting):
         """w at the instants, shaped as at.t."""
 
     def on_target(self, at: At, process: Process, determinant: torch.Tensor) -> torch.Tensor:
-        """w alpha W / (sigma d^2)."""
+        """w alpha W / (sigma d^2); where alpha = 0 its limit, read just before, for there W or w may be infinite."""
+        at = process.at(torch.where(at.alpha == 0, at.t.double() - 1e-8, at.t.double()))
         return self(at, process) * at.alpha * process.wronskian(at) / (at.sigma * determinant**2)
 
 

@@ -64,7 +64,14 @@ def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = 
         network = config.network.build(card.shape, 2 if config.loss.learned_variance else 1, spec)
     process = Process(config.schedule)
     return NetworkDenoiser(
-        network, process, config.parameterization, config.clock, Codec.of(card), card.shape, learned_variance=config.loss.learned_variance
+        network,
+        process,
+        config.parameterization,
+        config.clock,
+        Codec.of(card),
+        card.shape,
+        learned_variance=config.loss.learned_variance,
+        conditions=spec.keys,
     )
 
 
@@ -98,14 +105,13 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
     """
     try:
         own = document["network"].get("own")
+        spec = from_dict(CondSpec, document["cond"], where="config.json")
         shape = tuple(document["shape"])
         if own and network is None:
             raise CheckpointError(f"this model was trained with your own network {own}; pass it: ddpm.load(run, network={own}(...))")
         if network is None:
             settings: NetworkConfig = from_dict(UNetConfig | MLPConfig, document["network"], where="config.json")  # type: ignore[arg-type]
-            network = settings.build(
-                shape, 2 if document["learned_variance"] else 1, from_dict(CondSpec, document["cond"], where="config.json")
-            )
+            network = settings.build(shape, 2 if document["learned_variance"] else 1, spec)
         denoiser = NetworkDenoiser(
             network,
             Process(from_dict(Schedule, document["schedule"], FAMILIES, "config.json")),
@@ -114,6 +120,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
             from_dict(Codec, document["codec"], where="config.json"),
             shape,
             learned_variance=document["learned_variance"],
+            conditions=spec.keys,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

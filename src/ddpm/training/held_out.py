@@ -39,8 +39,8 @@ def held_out_loss(
     batch: int = 256,
     autocast: torch.dtype | None = None,
 ) -> HeldOut | None:
-    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t, or more so that none is left out; None where nothing
-    is held out.
+    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t, more where they are few, so that every instant is
+    met; None where nothing is held out.
     """
     rows = dataset.held_rows[:samples]
     if not len(rows) or denoiser.codec is None:
