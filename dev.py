@@ -4,6 +4,7 @@
     python3 dev.py test [options]   set up, run the tests (options go to pytest)
     python3 dev.py slow [options]   the tests that take minutes
     python3 dev.py lint             ruff, pyright and the import contracts
+    python3 dev.py figures          draw the figures of docs/ again and renew its code blocks
 
 The environment is made once, in .venv beside this file, and brought up to date when pyproject.toml, constraints.txt or Python change.
 """
@@ -22,7 +23,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "ddpm-dev.json"
-EXTRA = {"demo": "plots", "test": "test", "slow": "test", "lint": "dev"}
+EXTRA = {"demo": "plots", "test": "test", "slow": "test", "lint": "dev", "figures": "plots"}
 
 
 def run(*command: object) -> None:
@@ -87,6 +88,8 @@ def main() -> None:
     prepare(EXTRA[task])
     if task == "demo":
         run(PYTHON, "-m", "ddpm", "train", *options)
+    elif task == "figures":
+        run(PYTHON, "docs/figures/make.py", *options)
     elif task == "lint":
         run(PYTHON, "-m", "ruff", "check", *options)
         run(PYTHON, "-m", "pyright", "--pythonpath", PYTHON)

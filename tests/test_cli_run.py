@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddpm.cli import main
 from ddpm.networks.config import UNetConfig
+from ddpm.process import Cosine
 from ddpm.training.lock import RunLock
 from small_runs import environment, held, metrics, pictures, quietly, settings, table
 
@@ -143,6 +144,12 @@ def test_tables_need_no_flag_either(tmp_path: Path, capsys: pytest.CaptureFixtur
     }
     for words, text in refusals.items():
         assert main(["sample", str(tmp_path / "table"), *words.split()]) == 2 and text in capsys.readouterr().err
+
+
+def test_a_short_chain_is_walked_whole_when_no_number_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quietly(settings(tmp_path / "run", schedule=Cosine(T=9)), data=table())
+    assert main(["sample", str(tmp_path / "run"), "--n", "3"]) == 0 and "DDIM, 9 steps" in capsys.readouterr().out
+    assert main(["sample", str(tmp_path / "run"), "--n", "3", "--steps", "10"]) == 2
 
 
 def test_a_model_that_needs_an_image_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

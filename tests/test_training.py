@@ -25,12 +25,21 @@ from small_runs import SMALL_MLP, SMALL_UNET, digests, held, metrics, pictures, 
 def test_the_loss_falls_and_samples_come_back_in_kelvin(tmp_path: Path) -> None:
     data = table(200, 2)
     finished = quietly(
-        settings(tmp_path, steps=250, batch=64, log_every=10, evaluate_every=50, optimizer=OptimizerSettings(lr=5e-3, warmup=10)), data=data
+        settings(
+            tmp_path,
+            steps=250,
+            batch=64,
+            schedule=Straight(),
+            log_every=10,
+            evaluate_every=50,
+            optimizer=OptimizerSettings(lr=5e-3, warmup=10),
+        ),
+        data=data,
     )
     rows = metrics(tmp_path)
     losses, measured_ = [row["loss"] for row in rows if "loss" in row], [row["held_out_loss"] for row in rows if "held_out_loss" in row]
-    assert len(losses) == 25 and np.mean(losses[-5:]) < 0.7 * losses[0]
-    assert len(measured_) == 5 and measured_[-1] < 0.8 * measured_[0]
+    assert len(losses) == 25 and np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
+    assert len(measured_) == 5 and measured_[-1] < 0.85 * measured_[0]
     last = next(row for row in reversed(rows) if "held_out_loss" in row)
     assert last["held_out_loss"] < last["gaussian_loss"]  # two clouds: a network knows more than a Gaussian
     drawn = ddpm.sample(load(finished.run), 400, steps=50).numpy()

@@ -110,7 +110,19 @@ schedules: list[Schedule] = complete(
 )
 
 grids: list[Grid] = complete(
-    GRIDS, [Full(), Trailing(), Uniform(), Leading(), Quadratic(), Quadratic(start=0.8), LogSNR(), Karras(), Karras(rho=3.0), Listed(at=(0.9, 0.5, 0.1))]
+    GRIDS,
+    [
+        Full(),
+        Trailing(),
+        Uniform(),
+        Leading(),
+        Quadratic(),
+        Quadratic(start=0.8),
+        LogSNR(),
+        Karras(),
+        Karras(rho=3.0),
+        Listed(at=(0.9, 0.5, 0.1)),
+    ],
 )
 
 parameterizations: list[Parameterization] = complete(

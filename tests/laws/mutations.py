@@ -1,7 +1,7 @@
 """Break the package on purpose, and see a law break: `python tests/laws/mutations.py` ends with exit code 1 if a mutation survives.
 
-Three mistakes that libraries in use have made: sigma_t written for sigma_s, the previous instant re-derived in a second place, a velocity returned as noise.
-Each is made in a temporary copy of src/; nothing in the repository is touched.
+Three mistakes that libraries in use have made: sigma_t written for sigma_s, the previous instant re-derived in a second place,
+a velocity returned as noise. Each is made in a temporary copy of src/; nothing in the repository is touched.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ class Mutation:
 
 SAMPLERS = ("test_samplers_stochastic.py", "test_samplers_ode.py")
 MUTATIONS = (
-    Mutation("sigma_t for sigma_s: the posterior's variance", "process/process.py", "small = s.sigma * kept.sqrt()", "small = t.sigma * kept.sqrt()", ("test_process.py",)),
+    Mutation(
+        "sigma_t for sigma_s: the posterior's variance",
+        "process/process.py",
+        "small = s.sigma * kept.sqrt()",
+        "small = t.sigma * kept.sqrt()",
+        ("test_process.py",),
+    ),
     Mutation(
         *("sigma_t for sigma_s: the posterior's mean", "process/process.py", "c_xt = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2"),
         *("c_xt = t.alpha / s.alpha * (t.sigma / t.sigma) ** 2", ("test_process.py",)),
@@ -54,7 +60,11 @@ MUTATIONS = (
         *("(at.alpha * output - a * x) / d - (b * x - at.sigma * output) / d, variance)", ("test_parameterization.py",)),
     ),
     Mutation(
-        *("a velocity returned as noise: exact denoisers", "denoiser/exact.py", "eps, x0 = (share * sigma * solved).sum(1), (share * (self.means + gain)).sum(1)"),
+        *(
+            "a velocity returned as noise: exact denoisers",
+            "denoiser/exact.py",
+            "eps, x0 = (share * sigma * solved).sum(1), (share * (self.means + gain)).sum(1)",
+        ),
         *("eps, x0 = (share * (sigma * solved - self.means - gain)).sum(1), (share * (self.means + gain)).sum(1)", ("test_denoisers.py",)),
     ),
 )
@@ -67,14 +77,30 @@ def broken_laws(mutation: Mutation, folder: Path) -> list[str]:
     file = source / "ddpm" / mutation.file
     text = file.read_text(encoding="utf-8")
     if text.count(mutation.right) != 1:
-        raise SystemExit(f"{mutation.name}: src/ddpm/{mutation.file} no longer holds {mutation.right!r} exactly once; bring this mutation up to date")
+        raise SystemExit(
+            f"{mutation.name}: src/ddpm/{mutation.file} no longer holds {mutation.right!r} exactly once; bring this mutation up to date"
+        )
     file.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    where = subprocess.run([sys.executable, "-c", "import ddpm; print(ddpm.__file__)"], env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [sys.executable, "-c", "import ddpm; print(ddpm.__file__)"], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    )
     if not Path(where.stdout.strip()).resolve().is_relative_to(source.resolve()):
         raise SystemExit(f"the laws would run on {where.stdout.strip()}, not on the mutated copy in {source}")
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "--maxfail=2", "-p", "no:cacheprovider", "-p", "no:randomly", *(LAWS + law for law in mutation.laws)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=no",
+        "--maxfail=2",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        *(LAWS + law for law in mutation.laws),
+    ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{mutation.name}: the laws could not be run\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

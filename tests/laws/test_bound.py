@@ -1,7 +1,8 @@
-"""Laws of the T-step bound: every term is the divergence it is named after, the decoder is a distribution, and the bound closes in on the truth."""
+"""Laws of the T-step bound: terms are the divergences they are named after, the decoder is a distribution, the sum nears the truth."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -45,7 +46,12 @@ def test_every_term_is_the_divergence_of_two_normals(schedule: Schedule, varianc
         x = t.alpha * x0[i] + t.sigma * eps[i]
         mean = lambda data, s=s, t=t, beta=beta, ratio=ratio, x=x: (s.alpha * beta * data + ratio * s.sigma**2 * x) / t.sigma**2  # noqa: E731
         residual = 0.3 * t.sigma**2 / (0.3 * t.alpha**2 + t.sigma**2)
-        wide = {"small": small, "large": beta, "learned": small ** (1 - v) * beta**v, "analytic": small + (s.alpha * beta / t.sigma**2) ** 2 * residual}
+        wide = {
+            "small": small,
+            "large": beta,
+            "learned": small ** (1 - v) * beta**v,
+            "analytic": small + (s.alpha * beta / t.sigma**2) ** 2 * residual,
+        }
         guess = gauss(x[None], t).x0[0] + 0.2
         wanted = kl_divergence(Normal(mean(x0[i]), small.sqrt()), Normal(mean(guess), wide[variance].sqrt()))
         close(got[i], wanted.mean(), rtol=1e-7, atol=1e-12)
@@ -119,7 +125,7 @@ def test_the_first_term_decodes_with_the_variance_of_the_step_above_where_its_ow
     one, two = process.at(0.05), process.at(0.1)
     beta = process.transition(process.clean, one)[1] ** 2
     floor = process.posterior(one, two)[2] ** 2
-    width = {"small": floor, "large": floor, "learned": floor ** (1 - v) * beta**v}[variance]  # as in Ho's code: "large" too takes the floor here
+    width = {"small": floor, "large": floor, "learned": floor ** (1 - v) * beta**v}[variance]  # "large" as in Ho's code
     x = process.perturb(x0, eps, one)
     wanted = decoder_nll(x0, denoiser(x, one).x0, width.sqrt().expand_as(x0), denoiser).mean(1)
     close(step_term(denoiser, x0, None, torch.tensor([1, 1]), eps, variance), wanted)  # type: ignore[arg-type]
@@ -139,7 +145,7 @@ def test_the_loss_is_one_term_times_t_and_the_bound_is_their_sum() -> None:
 def test_learned_variance_runs_from_small_to_large_and_must_be_there() -> None:
     process = Process(Linear(T=20))
     inner, x0, eps, steps = normal_data(process), unit(6, 2), unit(6, 2, seed=1), torch.tensor([1, 2, 5, 10, 19, 20])
-    for v, kind, same in ((0.0, "small", slice(0, None)), (1.0, "large", slice(1, None))):  # the decoder's variance at step 1 is a law of its own
+    for v, kind, same in ((0.0, "small", slice(0, None)), (1.0, "large", slice(1, None))):  # step 1 is above
         got = step_term(Nudged(inner, 0.1, v), x0, None, steps, eps, "learned")
         close(got[same], step_term(Nudged(inner, 0.1), x0, None, steps, eps, kind)[same])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="learned"):
@@ -155,7 +161,7 @@ def test_the_bound_falls_with_t_to_the_entropy_of_the_data() -> None:
         denoiser = binned(finite(Process(Linear(T=T)), data))
         terms = variational_bound(denoiser, x0, None, unit(T, n, 2, seed=T)).sum(1) * 2
         totals.append((float(terms.mean()), float(terms.std()) / math.sqrt(n)))
-    for (worse, _), (better, error) in zip(totals, totals[1:], strict=False):
+    for (worse, _), (better, error) in itertools.pairwise(totals):
         assert better < worse - 4.5 * error
     assert totals[-1][0] > math.log(3) - 4.5 * totals[-1][1]
     assert totals[-1][0] - math.log(3) < 0.2 < totals[0][0] - math.log(3)

@@ -109,7 +109,12 @@ def test_the_finite_denoiser_is_the_softmax_average_of_the_data(schedule: Schedu
 def test_the_mixture_mean_is_bayes_rule_by_quadrature() -> None:
     """One dimension: E[x0 | x] = integral of x0 p(x0) N(x; alpha x0, sigma^2), on a fine grid."""
     process = Process(Linear())
-    denoiser = Mixture(process, torch.tensor([[-1.0], [0.5]], dtype=torch.float64), torch.tensor([0.04, 0.25], dtype=torch.float64), torch.tensor([1.0, 3.0]))
+    denoiser = Mixture(
+        process,
+        torch.tensor([[-1.0], [0.5]], dtype=torch.float64),
+        torch.tensor([0.04, 0.25], dtype=torch.float64),
+        torch.tensor([1.0, 3.0]),
+    )
     grid = torch.linspace(-8, 8, 40001, dtype=torch.float64)
     density = sum(w / s * (-0.5 * ((grid - m) / s) ** 2).exp() for w, m, s in ((0.25, -1.0, 0.2), (0.75, 0.5, 0.5)))
     for t, x in ((0.05, -0.4), (0.3, 0.2), (0.8, 1.5)):

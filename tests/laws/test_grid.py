@@ -8,7 +8,26 @@ from members import grids, named, schedules
 from worlds import close, printed
 
 from ddpm.errors import ConfigError
-from ddpm.process import EDM, VE, VPSDE, Cosine, Full, Grid, Karras, Leading, Linear, Listed, LogSNR, Process, Quadratic, Schedule, Straight, Trailing, Uniform, default_grid
+from ddpm.process import (
+    EDM,
+    VE,
+    VPSDE,
+    Cosine,
+    Full,
+    Grid,
+    Karras,
+    Leading,
+    Linear,
+    Listed,
+    LogSNR,
+    Process,
+    Quadratic,
+    Schedule,
+    Straight,
+    Trailing,
+    Uniform,
+    default_grid,
+)
 
 every = pytest.mark.parametrize("schedule", named(schedules))
 
@@ -83,7 +102,26 @@ def test_log_snr_and_karras_grids_are_even_in_their_own_variable(schedule: Sched
 
 def test_karras_is_the_published_grid() -> None:
     sigma = Process(EDM()).at(Karras().times(Process(EDM()), 18)).sigma
-    figures = "80 57.586 40.786 28.375 19.353 12.910 8.401 5.315 3.257 1.923 1.088 .5853 .2964 .1395 .0599 .0229 .0075 .002".split()
+    figures = [
+        "80",
+        "57.586",
+        "40.786",
+        "28.375",
+        "19.353",
+        "12.910",
+        "8.401",
+        "5.315",
+        "3.257",
+        "1.923",
+        "1.088",
+        ".5853",
+        ".2964",
+        ".1395",
+        ".0599",
+        ".0229",
+        ".0075",
+        ".002",
+    ]
     for got, figure in zip(sigma, figures, strict=True):
         printed(got, figure, units=0.6)  # one of them is printed a hair past the half
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)

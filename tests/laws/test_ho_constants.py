@@ -1,4 +1,4 @@
-"""Ho's chain, T = 1000, beta from 1e-4 to 0.02: every constant of the paper's setting, as printed and against a recursion of our own to 1e-10.
+"""Ho's chain, T = 1000, beta from 1e-4 to 0.02: the constants of the paper's setting, as printed and by recursion.
 
 Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, sections 2-4; cosine: Nichol, Dhariwal, 2021, arXiv:2102.09672, section 3.2.
 """

@@ -11,13 +11,15 @@ from torch import Tensor
 from worlds import Nudged, close, isotropic, normal_data, some_times, three_bumps, toy, uniforms, unit, z_score
 
 from ddpm.denoiser import EDMPreconditioning, V, reaches_zero
-from ddpm.objective import Bound, Denoising, Draws, EDMWeighting, Hybrid, LogNormalSigma, LossSettings, Simple, Target, VariationalBound, Weighting
+from ddpm.objective import Bound, Denoising, Draws, EDMWeighting, Hybrid, LogNormalSigma, LossSettings, Simple, Target, VariationalBound
 from ddpm.objective.weighting import LevelWeighting
 from ddpm.process import EDM, VPSDE, Cosine, Linear, Process, Shifted, Straight, ZeroTerminalSNR
 
 N = 20_000
 chain = Linear(T=20)
-settings_and_schedules = [(loss, chain) for loss in losses] + [(loss, schedule) for loss in continuous_losses for schedule in (VPSDE(), Straight())]
+settings_and_schedules = [(loss, chain) for loss in losses] + [
+    (loss, schedule) for loss in continuous_losses for schedule in (VPSDE(), Straight())
+]
 
 
 def draws(n: int, size: int = 2, seed: int = 0) -> Draws:
@@ -50,7 +52,9 @@ def test_the_minimiser_of_every_loss_is_the_exact_mean(pair: tuple[LossSettings,
 @pytest.mark.parametrize("settings", named(continuous_losses))
 def test_the_minimiser_is_the_mean_of_a_mixture_too(settings: Denoising) -> None:
     exact = three_bumps(Process(VPSDE()))
-    x0 = exact.draw(unit(N, 2, seed=5), torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), N, True, generator=torch.Generator().manual_seed(1)))
+    x0 = exact.draw(
+        unit(N, 2, seed=5), torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), N, True, generator=torch.Generator().manual_seed(1))
+    )
     assert z_score(gradient(settings.build().eval(), Nudged(exact, torch.zeros(N)), x0, draws(N, seed=9))) < 4.5
 
 
@@ -66,22 +70,21 @@ def test_simple_is_the_mean_square_of_the_noise(pair: tuple) -> None:
         t, scale = schedule.t_min + drawn.u * (1 - schedule.t_min), 1 - schedule.t_min
     at = process.at(t, like=x0)
     gap = drawn.eps - denoiser(process.perturb(x0, drawn.eps, at), at).eps
-    close(got, scale * gap.square().mean(1), rtol=1e-6, atol=1e-6 if reaches_zero(schedule) else 1e-12)  # at alpha = 0 the factor is a limit
+    close(got, scale * gap.square().mean(1), rtol=1e-6, atol=1e-6 if reaches_zero(schedule) else 1e-12)  # there a limit
 
 
-@pytest.mark.parametrize("weighting", named(weightings))
 @pytest.mark.parametrize("pair", named(legal_pairs))
-def test_a_weighting_is_finite_at_both_ends(pair: tuple, weighting: Weighting) -> None:
+def test_every_weighting_is_finite_at_both_ends(pair: tuple) -> None:
     schedule, kind = pair
     process = Process(schedule)
     at = process.at(some_times(schedule))
-    factor = weighting.on_target(at, process, kind.determinant(at, process))
-    assert bool(torch.isfinite(factor).all()) and bool((factor >= 0).all()) and bool((factor[:-1] > 0).all())
+    for weighting in weightings:
+        factor = weighting.on_target(at, process, kind.determinant(at, process))
+        assert bool(torch.isfinite(factor).all() and (factor >= 0).all() and (factor[:-1] > 0).all()), f"{weighting!r}: {factor.tolist()}"
 
 
-@pytest.mark.parametrize("weighting", named(w for w in weightings if isinstance(w, LevelWeighting)))
 @pytest.mark.parametrize("pair", named(legal_pairs))
-def test_a_level_weighting_counts_the_noise_per_unit_of_log_snr(pair: tuple, weighting: LevelWeighting) -> None:
+def test_level_weightings_count_the_noise_per_unit_of_log_snr(pair: tuple) -> None:
     """w/2 |d log_snr/dt| |eps - eps_hat|^2, with |eps - eps_hat| = |alpha/d| |F - F_hat|, the slope by finite differences."""
     schedule, kind = pair
     process, h = Process(schedule), 1e-6
@@ -91,7 +94,8 @@ def test_a_level_weighting_counts_the_noise_per_unit_of_log_snr(pair: tuple, wei
         h = 0.0  # and the slope is one-sided there
     at, d = process.at(t), kind.determinant(process.at(t), process)
     slope = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h) if h else -2 * process.wronskian(at) / (at.alpha * at.sigma)
-    close(weighting.on_target(at, process, d), 0.5 * weighting(at, process) * slope.abs() * (at.alpha / d) ** 2, rtol=1e-5)
+    for weighting in (w for w in weightings if isinstance(w, LevelWeighting)):
+        close(weighting.on_target(at, process, d), 0.5 * weighting(at, process) * slope.abs() * (at.alpha / d) ** 2, rtol=1e-5)
 
 
 def test_weightings_are_the_published_curves() -> None:
@@ -132,10 +136,17 @@ def test_hybrid_shields_the_mean_from_the_bound() -> None:
     """Gradients: the mean's is L_simple's alone, the variance's the bound's alone, times 0.001 and in bits."""
     process = Process(chain)
     x0, drawn = unit(300, 2, seed=2), draws(300, seed=3)
-    v, delta = torch.full((300, 1), 0.4, dtype=torch.float64, requires_grad=True), torch.full((300,), 0.1, dtype=torch.float64, requires_grad=True)
+    v, delta = (
+        torch.full((300, 1), 0.4, dtype=torch.float64, requires_grad=True),
+        torch.full((300,), 0.1, dtype=torch.float64, requires_grad=True),
+    )
     denoiser = Nudged(normal_data(process), delta, v)
     of = {}
-    for name, settings in {"hybrid": Hybrid(), "simple": Denoising(weighting=Simple()), "bound": VariationalBound(variance="learned")}.items():
+    for name, settings in {
+        "hybrid": Hybrid(),
+        "simple": Denoising(weighting=Simple()),
+        "bound": VariationalBound(variance="learned"),
+    }.items():
         value = settings.build()(denoiser, x0, None, drawn)
         of[name] = (value.detach(), *torch.autograd.grad(value.sum(), (delta, v), allow_unused=True, materialize_grads=True))
     close(of["hybrid"][0], of["simple"][0] + 0.001 * of["bound"][0] / math.log(2))

@@ -1,4 +1,4 @@
-"""Laws of parameterizations: F and (x0, eps) are two names of one point, at any noise level; what has no inverse is refused with the reason."""
+"""Laws of parameterizations: F and (x0, eps) name one point at any noise level; what has no inverse is refused with a reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ import torch
 from members import illegal_pairs, legal_pairs, named, pairs, shapes
 from worlds import Toy, close, plain_codec, some_times, toy, unit
 
-from ddpm.denoiser import X0, EDMPreconditioning, Eps, Flow, Index, NetworkDenoiser, Parameterization, PosteriorMean, Score, V, legal, reaches_zero
+from ddpm.denoiser import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    Flow,
+    Index,
+    NetworkDenoiser,
+    Parameterization,
+    PosteriorMean,
+    Score,
+    V,
+    legal,
+    reaches_zero,
+)
 from ddpm.errors import ConfigError
 from ddpm.process import EDM, VE, At, Linear, Process, Schedule, Straight, ZeroTerminalSNR
 
@@ -24,7 +37,10 @@ def points(pair: Pair, dtype: torch.dtype) -> tuple[Process, At, torch.Tensor, t
 @every
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["float64", "float32"])
 def test_round_trip(pair: Pair, dtype: torch.dtype, tolerance: float) -> None:
-    """F -> (x0, eps) -> F, and alpha x0 + sigma eps = x, relative to the terms summed on the way: mu~ of a long chain is nearly x, and its inverse nearly singular."""
+    """F -> (x0, eps) -> F, and alpha x0 + sigma eps = x, relative to the terms summed on the way.
+
+    These are large for mu~ only: in a long chain it is nearly x, and the inverse nearly singular.
+    """
     process, at, x0, eps = points(pair, dtype)
     a, b = pair[1].target(at, process)
     assert a.dtype == b.dtype == dtype
@@ -134,11 +150,17 @@ def test_a_network_sees_the_scaled_input_and_the_clock(shape: tuple[int, ...], l
     denoiser, x = toy(Linear(), V(sigma_data=0.5), shape, learned=learned), unit(3, *shape)
     at = denoiser.process.at(torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64), like=x)
     prediction = denoiser(x, at)
+    assert isinstance(denoiser.network, Toy)
     seen, c_noise, _ = denoiser.network.seen[-1]
     close(seen, x / (0.25 * at.alpha**2 + at.sigma**2).sqrt())
     close(c_noise, torch.tensor([0.0, 499.0, 999.0]), rtol=1e-9, atol=1e-9)
     close(denoiser.process.perturb(prediction.x0, prediction.eps, at), x, rtol=1e-10, atol=1e-12)
-    close(at.alpha * prediction.eps - at.sigma * prediction.x0, denoiser.network(seen, c_noise, None).narrow(1, 0, shape[0]), rtol=1e-9, atol=1e-11)
+    close(
+        at.alpha * prediction.eps - at.sigma * prediction.x0,
+        denoiser.network(seen, c_noise, None).narrow(1, 0, shape[0]),
+        rtol=1e-9,
+        atol=1e-11,
+    )
     assert (prediction.variance is not None) == learned
     if prediction.variance is not None:
         close(prediction.variance, (torch.sin(3 * seen) + 1) / 2)

@@ -1,4 +1,4 @@
-"""Laws of the process: transitions compose, posterior times evidence is the joint, the implicit family keeps the marginals, velocities are derivatives."""
+"""Laws of the process: transitions compose, posterior times evidence is the joint, the implicit family keeps the marginals."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from worlds import close, covariance, unit
 from ddpm.process import At, Linear, Process, Schedule, Straight
 
 every = pytest.mark.parametrize("schedule", named(schedules))
-TRIPLES = torch.tensor([(0.05, 0.3, 0.7), (0.3, 0.7, 1.0), (0.1, 0.1001, 0.9), (0.0, 0.1, 0.2), (0.0, 0.5, 1.0), (0.998, 0.999, 1.0)], dtype=torch.float64)
+TRIPLES = torch.tensor(
+    [(0.05, 0.3, 0.7), (0.3, 0.7, 1.0), (0.1, 0.1001, 0.9), (0.0, 0.1, 0.2), (0.0, 0.5, 1.0), (0.998, 0.999, 1.0)], dtype=torch.float64
+)
 
 
 def three(schedule: Schedule) -> tuple[Process, At, At, At]:
     process = Process(schedule)
-    return process, *(process.at(column) for column in TRIPLES.T)
+    r, s, t = (process.at(column) for column in TRIPLES.T)
+    return process, r, s, t
 
 
 @every
@@ -43,7 +46,9 @@ def test_posterior_times_evidence_is_the_joint(schedule: Schedule) -> None:
     k, step = process.transition(s, t)
     x0 = 1.7
     for i in range(len(TRIPLES)):
-        forward = torch.tensor([[s.sigma[i], 0.0], [k[i] * s.sigma[i], step[i]]], dtype=torch.float64)  # (x_s, x_t) = mean + forward @ normals
+        forward = torch.tensor(
+            [[s.sigma[i], 0.0], [k[i] * s.sigma[i], step[i]]], dtype=torch.float64
+        )  # (x_s, x_t) = mean + forward @ normals
         joint = forward @ forward.T
         c_x0, c_xt, std = (c[i] for c in process.posterior(s, t))
         backward = torch.tensor([[c_xt * t.sigma[i], std], [t.sigma[i], 0.0]], dtype=torch.float64)
@@ -124,7 +129,9 @@ def test_the_velocity_is_the_derivative_of_the_path(schedule: Schedule) -> None:
     process, h, x0, eps = Process(schedule), 1e-6, unit(7, 3, seed=1), unit(7, 3, seed=2)
     t = (torch.arange(120, 960, 120, dtype=torch.float64) + 0.5) / 1000
     before, at, after = (process.at(t + move, like=x0) for move in (-h, 0.0, h))
-    close(process.velocity(x0, eps, at), (process.perturb(x0, eps, after) - process.perturb(x0, eps, before)) / (2 * h), rtol=1e-6, atol=1e-6)
+    close(
+        process.velocity(x0, eps, at), (process.perturb(x0, eps, after) - process.perturb(x0, eps, before)) / (2 * h), rtol=1e-6, atol=1e-6
+    )
     slope = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
     close(process.wronskian(process.at(t)), -0.5 * process.at(t).alpha * process.at(t).sigma * slope, rtol=1e-6)
 

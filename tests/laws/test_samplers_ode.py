@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ def level(log_snr: float) -> float:
 
 @lru_cache(maxsize=64)
 def flow(begin: float, end: float) -> Tensor:
-    """The probability flow of the mixture from y = START at u = begin to u = end, by an eighth-order method in y = x/(alpha + sigma): dy/du = eps - x0.
+    """The mixture's probability flow from y = START at u = begin to u = end, dy/du = eps - x0, by an eighth-order method.
 
     Written on the straight path y = (1 - u) x0 + u eps, so no schedule has a say in it.
     """
@@ -80,8 +81,10 @@ def test_the_error_over_the_whole_range_falls_at_every_doubling(sampler: Sampler
         times = default_grid(process, steps).times(process, steps)
         errors.append(float((walk(sampler, process, times, START)[-1] - exact).abs().mean()))
     table = tmp_path / "errors.txt"
-    table.write_text(f"{sampler!r} {schedule!r}\n" + "\n".join(f"{8 * 2**i:5d} {error:.3e}" for i, error in enumerate(errors)), encoding="utf-8")
-    assert all(after < before for before, after in zip(errors, errors[1:], strict=False)), table.read_text(encoding="utf-8")
+    table.write_text(
+        f"{sampler!r} {schedule!r}\n" + "\n".join(f"{8 * 2**i:5d} {error:.3e}" for i, error in enumerate(errors)), encoding="utf-8"
+    )
+    assert all(after < before for before, after in itertools.pairwise(errors)), table.read_text(encoding="utf-8")
     assert errors[-1] < 0.1, table.read_text(encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
-"""Laws of stochastic samplers: on a Gaussian every step is affine, so its mean and covariance are computed, not estimated, and compared with the textbook's."""
+"""Laws of stochastic samplers: on a Gaussian a step is affine, so mean and covariance are computed, and compared with the textbook's."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ walks: list[tuple[Schedule, Grid, int]] = [
 
 
 def bars(times: Tensor) -> np.ndarray:
-    """alpha_bar at the instants and, last, 1 at the data: Ho's product of 1 - beta, its logarithm interpolated; nothing of the package in it."""
+    """alpha_bar at the instants and, last, 1 at the data: Ho's product of 1 - beta, interpolated in its logarithm."""
     log_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, 1000)))])
     return np.concatenate([np.exp(np.interp(times.numpy() * 1000, np.arange(1001), log_bar)), [1.0]])
 
@@ -44,7 +45,12 @@ def ancestral(sampler: Ancestral, now: float, after: float, residual: float) -> 
     beta = 1 - now / after
     a, b = math.sqrt(after) * beta / (1 - now), math.sqrt(now / after) * (1 - after) / (1 - now)
     small = beta * (1 - after) / (1 - now)
-    wide = {"small": small, "large": beta, "learned": math.exp((1 - V) * math.log(max(small, 1e-300)) + V * math.log(beta)), "analytic": small + a**2 * residual}
+    wide = {
+        "small": small,
+        "large": beta,
+        "learned": math.exp((1 - V) * math.log(max(small, 1e-300)) + V * math.log(beta)),
+        "analytic": small + a**2 * residual,
+    }
     return a, b, 0.0 if after == 1.0 else math.sqrt(wide[sampler.variance])
 
 
@@ -63,7 +69,7 @@ def textbook(sampler: Sampler, times: Tensor, mean: np.ndarray, c: np.ndarray) -
     assert type(sampler) in TEXTBOOK, f"give {type(sampler).__name__} its textbook recursion, so that it is tested"
     bar, eye = bars(times), np.eye(len(c))
     m, cov = np.zeros(len(c)), eye
-    for now, after in zip(bar, bar[1:], strict=False):
+    for now, after in itertools.pairwise(bar):
         noisy = now * c + (1 - now) * eye
         gain = math.sqrt(now) * c @ np.linalg.inv(noisy)  # E[x0 | x] = mean + gain (x - sqrt(now) mean)
         residual = np.trace(c - gain @ c * math.sqrt(now)) / len(c)
@@ -75,7 +81,7 @@ def textbook(sampler: Sampler, times: Tensor, mean: np.ndarray, c: np.ndarray) -
 
 
 def pushed(sampler: Sampler, denoiser: Denoiser, times: Tensor, size: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Mean and covariance at the end, by pushing 0, unit x and unit z through `step`; and every step's (offset, matrix of x, matrix of z)."""
+    """Mean and covariance at the end, by pushing 0, unit x and unit z through `step`; and of every step offset and matrices."""
     model, n = denoiser.bind(), 1 + 2 * size
     plan, eye = sampler.plan(model, times), torch.eye(size, dtype=torch.float64)
     x, z = torch.zeros(n, size, dtype=torch.float64), torch.zeros(n, size, dtype=torch.float64)
@@ -123,7 +129,8 @@ def test_samples_have_the_composed_mean_and_covariance(sampler: Sampler) -> None
 def test_ddim_at_eta_one_is_ancestral_with_the_small_variance(schedule: Schedule) -> None:
     denoiser = three_bumps(Process(schedule))
     frames = [
-        list(trajectory(denoiser, 5, steps=13, sampler=sampler, seed=3, dtype=torch.float64)) for sampler in (DDIM(eta=1.0), Ancestral(variance="small"))
+        list(trajectory(denoiser, 5, steps=13, sampler=sampler, seed=3, dtype=torch.float64))
+        for sampler in (DDIM(eta=1.0), Ancestral(variance="small"))
     ]
     for one, other in zip(*frames, strict=True):
         close(one.x, other.x, rtol=1e-9, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Laws of schedules: alpha falls from 1, sigma rises from 0, the log-SNR has an inverse, derivatives are derivatives, relations between members hold."""
+"""Laws of schedules: alpha falls from 1, sigma rises from 0, the log-SNR has an inverse, members are related as they should be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from worlds import close
 
 from ddpm.denoiser import reaches_zero
 from ddpm.errors import ConfigError
-from ddpm.process import EDM, VE, VPSDE, Cosine, Linear, Process, Schedule, Shifted, Sigmoid, Straight, Table, ZeroTerminalSNR, betas_from_alpha_bar
+from ddpm.process import (
+    EDM,
+    VE,
+    VPSDE,
+    Cosine,
+    Linear,
+    Process,
+    Schedule,
+    Shifted,
+    Sigmoid,
+    Straight,
+    Table,
+    ZeroTerminalSNR,
+    betas_from_alpha_bar,
+)
 from ddpm.process.schedule import VariancePreserving
 
 every = pytest.mark.parametrize("schedule", named(schedules))
@@ -73,7 +87,12 @@ def test_float32_keeps_the_digits_at_both_ends(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("schedule", named(s for s in schedules if isinstance(s, Shifted)))
 def test_a_shift_lowers_the_log_snr_by_a_constant(schedule: Shifted) -> None:
-    close(Process(schedule).log_snr(fine[:-1]), Process(schedule.base).log_snr(fine[:-1]) - 2 * math.log(schedule.shift), rtol=1e-11, atol=1e-11)
+    close(
+        Process(schedule).log_snr(fine[:-1]),
+        Process(schedule.base).log_snr(fine[:-1]) - 2 * math.log(schedule.shift),
+        rtol=1e-11,
+        atol=1e-11,
+    )
     assert schedule.T == schedule.base.T and schedule.t_min == schedule.base.t_min
 
 
@@ -121,7 +140,15 @@ def test_variance_exploding_is_the_published_kernel_but_starts_at_zero() -> None
     close(VE().sigma(fine) ** 2 + 0.01**2, (0.01 * (50.0 / 0.01) ** fine) ** 2, rtol=1e-10)
 
 
-@pytest.mark.parametrize("bad", [lambda: Shifted(base=VE(), shift=2.0), lambda: Shifted(base=EDM(), shift=2.0), lambda: ZeroTerminalSNR(base=Cosine()), lambda: Table()])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Shifted(base=VE(), shift=2.0),
+        lambda: Shifted(base=EDM(), shift=2.0),
+        lambda: ZeroTerminalSNR(base=Cosine()),
+        lambda: Table(),
+    ],
+)
 def test_what_cannot_be_made_is_refused(bad: object) -> None:
     with pytest.raises(ConfigError, match="base:|betas:"):
         bad()  # type: ignore[operator]

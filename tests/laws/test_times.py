@@ -39,7 +39,7 @@ def test_the_density_is_the_derivative_of_the_distribution_and_the_quantile_its_
 @every
 @continuous
 def test_draws_in_continuous_time_follow_the_density_they_report(sampler: Times, schedule: Schedule) -> None:
-    """Pushing even uniforms through `draw` and the distribution function gives even numbers back; a bump's integral is the same by every sampler."""
+    """Pushing even uniforms through `draw` and the distribution function gives even numbers back."""
     process = Process(schedule)
     t, density = sampler.draw(even[5::10] if not isinstance(sampler, LogNormalSigma) else even[50::100], process)
     t, order = t.sort()

@@ -104,17 +104,27 @@ def test_without_noise_none_is_drawn() -> None:
 
 
 def test_streams_of_different_keys_differ_and_are_normal() -> None:
-    wide = [normals(seed, [i], (3,), purpose, step, torch.float64) for seed in (0, 1, 2**32, 2**40 + 1) for i in (0, 1, 2**33) for purpose in ("start", "step") for step in (0, 1)]
+    wide = [
+        normals(seed, [i], (3,), purpose, step, torch.float64)
+        for seed in (0, 1, 2**32, 2**40 + 1)
+        for i in (0, 1, 2**33)
+        for purpose in ("start", "step")
+        for step in (0, 1)
+    ]
     flat = torch.cat(wide).reshape(-1)
     assert len(flat.unique()) == len(flat)
     many = normals(3, range(300), (64,), "noise", dtype=torch.float64)
     assert abs(float(many.mean())) * many.numel() ** 0.5 < 4.5 and abs(float(many.var()) - 1) * (many.numel() / 2) ** 0.5 < 4.5
-    assert normals(3, [5], (4,), "noise").dtype == torch.float32 and torch.equal(normals(3, [5], (4,), "noise"), normals(3, [4, 5], (4,), "noise")[1:])
+    assert normals(3, [5], (4,), "noise").dtype == torch.float32 and torch.equal(
+        normals(3, [5], (4,), "noise"), normals(3, [4, 5], (4,), "noise")[1:]
+    )
     assert torch_seed(1, "dropout", 2) == torch_seed(1, "dropout", 2) != torch_seed(1, "dropout", 3)
     assert generator(1, "order").integers(2**60) == generator(1, "order").integers(2**60)
 
 
-@pytest.mark.parametrize(("schedule", "instants"), [(Linear(), (1.0, 0.0005)), (Cosine(T=None), (1.0, 0.5, 1e-5)), (Straight(T=10), (1.0, 0.05))])
+@pytest.mark.parametrize(
+    ("schedule", "instants"), [(Linear(), (1.0, 0.0005)), (Cosine(T=None), (1.0, 0.5, 1e-5)), (Straight(T=10), (1.0, 0.05))]
+)
 def test_a_grid_outside_the_trained_range_is_refused(schedule: Schedule, instants: tuple[float, ...]) -> None:
     denoiser = toy(schedule, V())
     with pytest.raises(ConfigError, match="trained on"):
@@ -170,13 +180,20 @@ def test_dynamic_clipping_rescales_what_reaches_beyond_the_range() -> None:
 def test_clipping_is_never_silent() -> None:
     model, x = isotropic(Process(Linear()), 0.3).bind(), unit(2, 2)
     bins = Codec(shift=(8.0, 8.0), scale=(8.0, 8.0), bins=(0.0, 16.0))
-    assert clipped(model, bins, "off", x) is model and clipped(model, None, "auto", x) is model and clipped(model, plain_codec(2), "auto", x) is model
+    assert (
+        clipped(model, bins, "off", x) is model
+        and clipped(model, None, "auto", x) is model
+        and clipped(model, plain_codec(2), "auto", x) is model
+    )
     assert clipped(model, bins, "auto", x) is not model
     with pytest.raises(ConfigError, match="not known"):
         clipped(model, None, "static", x)
     denoiser = Nudged(isotropic(Process(Linear()), 0.3), 4.0)
     denoiser.codec = plain_codec(2)
-    reached = {clip: float(sample(denoiser, 8, steps=5, sampler=Ancestral(), clip=clip, dtype=torch.float64).abs().max()) for clip in ("off", "static", "dynamic")}  # type: ignore[arg-type]
+    reached = {
+        clip: float(sample(denoiser, 8, steps=5, sampler=Ancestral(), clip=clip, dtype=torch.float64).abs().max())
+        for clip in ("off", "static", "dynamic")
+    }  # type: ignore[arg-type]
     assert reached["off"] > 3 and reached["static"] <= 1.0 and reached["dynamic"] <= 1.0 + 1e-6
 
 

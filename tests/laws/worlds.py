@@ -78,7 +78,9 @@ class Toy(nn.Module):
         self.seen.append((x, c_noise, cond))
         shift = torch.cos(c_noise).to(x.dtype)
         if cond:
-            shift = shift + torch.where(cond["null"], 0.0, 1.0 + cond["class"].to(x.dtype)) if "null" in cond else shift + 1.0 + cond["class"]
+            shift = (
+                shift + torch.where(cond["null"], 0.0, 1.0 + cond["class"].to(x.dtype)) if "null" in cond else shift + 1.0 + cond["class"]
+            )
         out = torch.tanh(x) + shift.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         return torch.cat([out, torch.sin(3 * x)], 1) if self.doubled else out
 
@@ -90,7 +92,9 @@ def plain_codec(channels: int) -> Codec:
 
 def toy(schedule: Schedule, parameterization: Parameterization, shape: tuple[int, ...] = (2,), *, learned: bool = False) -> NetworkDenoiser:
     """A NetworkDenoiser round a Toy."""
-    return NetworkDenoiser(Toy(learned), Process(schedule), parameterization, Index(), plain_codec(shape[0]), shape, learned_variance=learned)
+    return NetworkDenoiser(
+        Toy(learned), Process(schedule), parameterization, Index(), plain_codec(shape[0]), shape, learned_variance=learned
+    )
 
 
 def some_times(schedule: Schedule) -> Tensor:
@@ -107,8 +111,8 @@ def z_score(values: Tensor, expected: float | Tensor = 0.0) -> float:
 
 def close(got: Tensor | float, wanted: Tensor | float, rtol: float = 1e-10, atol: float = 0.0) -> None:
     """Equality to a tolerance, in float64, with both sides in the message."""
-    got, wanted = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64)
-    torch.testing.assert_close(got, wanted.expand_as(got), rtol=rtol, atol=atol)
+    one, other = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64)
+    torch.testing.assert_close(one, other.expand_as(one), rtol=rtol, atol=atol)
 
 
 def printed(got: Tensor | float, figure: str, units: float = 0.5001) -> None:

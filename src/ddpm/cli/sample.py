@@ -47,7 +47,9 @@ class SampleConfig:
         group="what",
     )
     sampler: Sampler = setting(DDIM(), "method", group="how")
-    steps: int = setting(50, "network calls for each sample", low=1, high=1_000_000, group="how")
+    steps: int | None = setting(
+        None, "network calls for each sample; none: 50, or a shorter chain's own", low=1, high=1_000_000, group="how"
+    )
     grid: Grid | None = setting(None, "which noise levels are visited; none: what suits the schedule", group="how")
     clip: Literal["auto", "off", "static", "dynamic"] = setting(
         "auto", "keep predictions in the data's range; auto: for pictures and other levels", group="how"
@@ -112,9 +114,15 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
 
 
 def film(
-    denoiser: Denoiser, codec: Any, config: SampleConfig, cond: dict[str, torch.Tensor] | None, autocast: torch.dtype | None, folder: Path
+    denoiser: Denoiser,
+    codec: Any,
+    config: SampleConfig,
+    steps: int,
+    cond: dict[str, torch.Tensor] | None,
+    autocast: torch.dtype | None,
+    folder: Path,
 ) -> list[Path]:
-    """Walk up to 36 samples once more and keep the frames: x below, the prediction of x0 above it."""
+    """Walk up to 36 samples once more and keep the frames."""
     from ddpm.data.export import as_pictures, grid, save_film
     from ddpm.sampling import trajectory
     from ddpm.training.preview import limits
@@ -122,10 +130,10 @@ def film(
     count = min(config.n, 36)
     picked = {key: value[:: max(1, len(value) // count)][:count] for key, value in cond.items()} if cond else None
     frames = []
-    steps = trajectory(
+    walk = trajectory(
         denoiser,
         count,
-        steps=config.steps,
+        steps=steps,
         sampler=config.sampler,
         grid=config.grid,
         seed=config.seed,
@@ -133,8 +141,8 @@ def film(
         clip=config.clip,
         autocast=autocast,
     )
-    for frame in steps:
-        if frame.step % max(1, config.steps // 60) == 0 or frame.step == config.steps:
+    for frame in walk:
+        if frame.step % max(1, steps // 60) == 0 or frame.step == steps:
             pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
             assert pictures is not None  # `output_format` has seen to it
             frames.append(grid(pictures, limits(codec), smallest=360))
@@ -181,6 +189,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     machine = choose(config.device, config.precision, large=sum(p.numel() for p in loaded.parameters()) > 5_000_000)
     model: NetworkDenoiser = loaded.to(machine.device)
     output_format(config, model.shape)
+    steps = config.steps or min(50, model.process.schedule.T or 50)
     if document["cond"]["image"]:
         raise ConfigError(
             f"{args.run_folder}: this model needs a condition image of {document['cond']['image']} channels beside each sample; "
@@ -197,15 +206,15 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             print(f"\rsampling {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     drawn = sample(
-        guided, config.n, steps=config.steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=cond, clip=config.clip,
+        guided, config.n, steps=steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=cond, clip=config.clip,
         batch=config.batch, autocast=machine.autocast, progress=progress,
     ).cpu().numpy()  # fmt: skip
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
     written = _write(config, drawn, labels, document["classes"], model.codec, folder)
     if config.film:
-        written += film(guided, model.codec, config, cond, machine.autocast, folder)
+        written += film(guided, model.codec, config, steps, cond, machine.autocast, folder)
     clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
-    how = f"{type(config.sampler).__name__}, {config.steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights"
+    how = f"{type(config.sampler).__name__}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights"
     print(f"{config.n} samples by {how}")
     for path in written:
         print(f"  {shlex.quote(str(path))}")

@@ -61,7 +61,7 @@ def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Te
 def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: Denoiser, v: Tensor | None) -> Tensor:
     """Variance of the model's p(x_s | x_t).
 
-    At the last step, where the posterior's own is 0, "small" means that of the step before it (as published).
+    At the last step, where the posterior's own is 0, "small" and "large" mean the posterior's of the step before it (as published).
     """
     small = process.posterior(s, t)[2]
     if bool((s.sigma == 0).any()):
@@ -89,17 +89,9 @@ def reverse_mean(process: Process, s: At, t: At, x: Tensor, prediction: Predicti
     return c_x0 * prediction.x0 + c_xt * x
 
 
-def step_term(
-    denoiser: Denoiser, x0: Tensor, cond: Cond, step: Tensor, eps: Tensor, variance: Variance, *, detach_mean: bool = False
-) -> Tensor:
-    """L_{t-1} (L_0 where step = 1) of the chain's steps `step` (B,) in 1..T, at x_t = alpha x0 + sigma eps: nats per entry, (B,)."""
-    process, length = denoiser.process, chain_length(denoiser.process)
-    knot = step.to(device="cpu", dtype=torch.float64)
-    s, t = process.at((knot - 1) / length, like=x0), process.at(knot / length, like=x0)
-    x = process.perturb(x0, eps, t)
-    prediction = denoiser(x, t, cond)
-    if detach_mean:
-        prediction = prediction._replace(x0=prediction.x0.detach(), eps=prediction.eps.detach())
+def term_at(denoiser: Denoiser, x0: Tensor, s: At, t: At, x: Tensor, prediction: Prediction, variance: Variance) -> Tensor:
+    """L of the step from t to s given the prediction at x_t: a KL, or the decoder's -log p where s is clean; nats per entry, (B,)."""
+    process = denoiser.process
     mean_p = reverse_mean(process, s, t, x, prediction)
     var_p = reverse_variance(process, s, t, variance, denoiser, prediction.variance)
     c_x0, c_xt, std_q = process.posterior(s, t)
@@ -107,6 +99,20 @@ def step_term(
     var_q = torch.where(s.sigma == 0, torch.ones_like(std_q), std_q**2)  # a dummy where the term is not a KL
     kl = gaussian_kl(c_x0 * x0 + c_xt * x, var_q.expand_as(x0), mean_p, var_p.expand_as(x0))
     return mean_flat(torch.where(first, decoder_nll(x0, mean_p, var_p.sqrt().expand_as(x0), denoiser), kl))
+
+
+def step_instants(process: Process, step: Tensor, like: Tensor) -> tuple[At, At]:
+    """(s, t) of the chain's steps `step` (B,) in 1..T: from t = step/T to s = (step - 1)/T, to broadcast over `like`."""
+    length = chain_length(process)
+    knot = step.to(device="cpu", dtype=torch.float64)
+    return process.at((knot - 1) / length, like=like), process.at(knot / length, like=like)
+
+
+def step_term(denoiser: Denoiser, x0: Tensor, cond: Cond, step: Tensor, eps: Tensor, variance: Variance) -> Tensor:
+    """L_{t-1} (L_0 where step = 1) of the chain's steps `step` (B,) in 1..T, at x_t = alpha x0 + sigma eps: nats per entry, (B,)."""
+    s, t = step_instants(denoiser.process, step, x0)
+    x = denoiser.process.perturb(x0, eps, t)
+    return term_at(denoiser, x0, s, t, x, denoiser(x, t, cond), variance)
 
 
 def prior_term(process: Process, x0: Tensor) -> Tensor:

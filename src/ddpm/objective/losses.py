@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.denoiser import Cond, Denoiser
-from ddpm.objective.bound import chain_length, decoder_nll, mean_flat, reverse_mean, reverse_variance, step_term
+from ddpm.objective.bound import chain_length, decoder_nll, mean_flat, reverse_mean, reverse_variance, step_instants, step_term, term_at
 from ddpm.objective.loss import Denoising, Hybrid, Stepwise, VariationalBound
 from ddpm.objective.times import UniformTimes
 from ddpm.process import Process
@@ -128,10 +128,10 @@ class DenoisingLoss(Loss):
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """k(t)/p(t) |F - F_hat|^2, with the learned uncertainty where asked for."""
         process = denoiser.process
-        u, push = draws.u.to(torch.float64).cpu(), torch.ones(())
+        u, push = self.settings.times.spread(draws.u.to(torch.float64).cpu()), torch.ones(())
         if self.importance is not None:
             u, push = self.importance.warp(u)
-        t, density = self.settings.times.draw(u, process)
+        t, density = self.settings.times.place(u, process)
         error, determinant = target_error(denoiser, x0, cond, t, draws.eps)
         at = process.at(t)
         factor = self.settings.weighting.on_target(at, process, determinant).to(error)
@@ -169,13 +169,16 @@ class HybridLoss(Loss):
     def __init__(self, settings: Hybrid) -> None:
         super().__init__()
         self.settings = settings
-        self.simple = DenoisingLoss(Denoising())
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
-        """L_simple + weight T L_t / log 2."""
-        steps = _steps(draws.u, denoiser.process)
-        bound = chain_length(denoiser.process) * step_term(denoiser, x0, cond, steps, draws.eps, "learned", detach_mean=True)
-        return self.simple(denoiser, x0, cond, draws) + self.settings.weight * bound / math.log(2.0)
+        """L_simple + weight T L_t / log 2, from one prediction."""
+        process = denoiser.process
+        s, t = step_instants(process, _steps(draws.u, process), x0)
+        x = process.perturb(x0, draws.eps, t)
+        prediction = denoiser(x, t, cond)
+        shielded = prediction._replace(x0=prediction.x0.detach(), eps=prediction.eps.detach())
+        bound = chain_length(process) * term_at(denoiser, x0, s, t, x, shielded, "learned")
+        return mean_flat((draws.eps - prediction.eps) ** 2) + self.settings.weight * bound / math.log(2.0)
 
 
 class StepwiseLoss(Loss):
@@ -188,8 +191,7 @@ class StepwiseLoss(Loss):
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """T E[-log p(x_s | x_t)]; at the last step x_s is the data and p the decoder."""
         process, length = denoiser.process, chain_length(denoiser.process)
-        knot = _steps(draws.u, process)
-        s, t = process.at((knot - 1) / length, like=x0), process.at(knot / length, like=x0)
+        s, t = step_instants(process, _steps(draws.u, process), x0)
         x = process.perturb(x0, draws.eps, t)
         prediction = denoiser(x, t, cond)
         mean_p = reverse_mean(process, s, t, x, prediction)

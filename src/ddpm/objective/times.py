@@ -50,7 +50,10 @@ class Times(ABC):
 
     def draw(self, u: torch.Tensor, process: Process) -> tuple[torch.Tensor, torch.Tensor]:
         """Uniforms (B,) -> instants t (B,) and their density p(t) (on a chain T times the probability), float64 on the host."""
-        u = self.spread(u.to(torch.float64).cpu())
+        return self.place(self.spread(u.to(torch.float64).cpu()), process)
+
+    def place(self, u: torch.Tensor, process: Process) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `draw`, from uniforms (B,) that are spread already, float64 on the host."""
         length = process.schedule.T
         first = 0.0 if length else process.schedule.t_min
         low, high = self.cdf(torch.tensor([first, 1.0], dtype=torch.float64), process)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 
 from ddpm.config import check, setting
-from ddpm.process.schedule import EDM, VE, Linear, Schedule, Straight, VariancePreserving, interpolate, log_alpha_knots
+from ddpm.process.schedule import EDM, VE, Linear, Schedule, Straight, VariancePreserving
+from ddpm.process.tables import interpolate, log_alpha_knots
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
 from ddpm.config import check, setting
+from ddpm.process.tables import cosine_betas, interpolate, linear_betas, log_alpha_knots
 
 if TYPE_CHECKING:
     import torch
@@ -68,37 +68,6 @@ class VariancePreserving(Schedule):
         return (2.0 * self.log_alpha(t)).expm1().abs().sqrt()
 
 
-def interpolate(knots: tuple[float, ...], t: torch.Tensor) -> torch.Tensor:
-    """Piecewise linear through (i / (len - 1), knots[i]) for t in [0, 1]; exact at the knots."""
-    table = torch.tensor(knots, dtype=t.dtype, device=t.device)
-    last = len(knots) - 1
-    place = t * last
-    nearest = place.round()
-    place = torch.where((place - nearest).abs() < 1e-9, nearest + (place - place.detach()), place)  # i/T * T may miss i by an ulp
-    left = place.detach().floor().clamp(0, last - 1).long()
-    return torch.lerp(table[left], table[left + 1], place - left)
-
-
-@lru_cache(maxsize=32)
-def log_alpha_knots(betas: tuple[float, ...]) -> tuple[float, ...]:
-    """log alpha at t = i/T of the chain with q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i)."""
-    knots = [0.0]
-    for beta in betas:
-        knots.append(knots[-1] + 0.5 * math.log1p(-beta))
-    return tuple(knots)
-
-
-@lru_cache(maxsize=32)
-def _linear_betas(start: float, end: float) -> tuple[float, ...]:
-    return tuple(start + (end - start) * i / 999 for i in range(1000))
-
-
-@lru_cache(maxsize=32)
-def _cosine_betas(length: int, s: float, clip: float) -> tuple[float, ...]:
-    bar = [math.cos((i / length + s) / (1 + s) * math.pi / 2) ** 2 for i in range(length + 1)]
-    return tuple(min(1 - bar[i + 1] / bar[i], clip) for i in range(length))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Linear(VariancePreserving):
     """Ho's chain: beta_i from `beta_start` to `beta_end` in 1000 equal steps, log alpha(i/1000) = 1/2 sum_j<=i log(1 - beta_j).
@@ -123,7 +92,7 @@ class Linear(VariancePreserving):
 
     def log_alpha(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
         """Interpolated log alpha of the 1000-step chain."""
-        return interpolate(log_alpha_knots(_linear_betas(self.beta_start, self.beta_end)), t)
+        return interpolate(log_alpha_knots(linear_betas(self.beta_start, self.beta_end)), t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +111,9 @@ class Cosine(Schedule):
     clip: float | None = setting(0.999, "largest beta of the table; none: the unclipped curve, alpha(1) = 0", above=0.0, below=1.0)
     knots: int = setting(1000, "length of the clipped table", low=2, high=1_000_000)
 
+    def _log_alpha(self, t: torch.Tensor, clip: float) -> torch.Tensor:
+        return interpolate(log_alpha_knots(cosine_betas(self.knots, self.s, clip)), t)
+
     def _angles(self, t: torch.Tensor) -> tuple[torch.Tensor, float]:
         start = math.pi / 2 * self.s / (1 + self.s)
         return math.pi / 2 * t / (1 + self.s), start
@@ -149,14 +121,14 @@ class Cosine(Schedule):
     def alpha(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
         """Written with sin(pi/2 - theta), so that alpha(1) is 0 and not 6e-17."""
         if self.clip is not None:
-            return interpolate(log_alpha_knots(_cosine_betas(self.knots, self.s, self.clip)), t).exp()
+            return self._log_alpha(t, self.clip).exp()
         _, start = self._angles(t)
         return (math.pi / 2 * (1 - t) / (1 + self.s)).sin() / math.cos(start)
 
     def sigma(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
         """cos^2 a - cos^2 b = sin(b - a) sin(b + a) keeps the digits near t = 0."""
         if self.clip is not None:
-            return (2.0 * interpolate(log_alpha_knots(_cosine_betas(self.knots, self.s, self.clip)), t)).expm1().abs().sqrt()
+            return (2.0 * self._log_alpha(t, self.clip)).expm1().abs().sqrt()
         turn, start = self._angles(t)
         return (turn.sin() * (turn + 2 * start).sin()).sqrt() / math.cos(start)
 
