@@ -23,14 +23,6 @@ UNET = ["--network", "unet-config", "--network.channels", "8", "--network.mults"
 QUICK = ["--recipe", "none", "--steps", "20", "--batch", "4", "--threads", "1", "--preview", "4", "--checkpoint-every", "10", *UNET]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddpm.training import machine
-
-    use = machine.use_threads
-    monkeypatch.setattr(machine, "use_threads", lambda threads: use(threads or 1))
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 steps on the digits."""

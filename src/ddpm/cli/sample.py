@@ -181,12 +181,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(SampleConfig, [flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)], FAMILIES)
     from ddpm.guidance import ClassifierFree
     from ddpm.sampling import sample
-    from ddpm.training.machine import choose, use_threads
+    from ddpm.training.machine import choose
     from ddpm.training.state import load_with_card
 
-    use_threads(None)
     loaded, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
-    machine = choose(config.device, config.precision, large=sum(p.numel() for p in loaded.parameters()) > 5_000_000)
+    machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model: NetworkDenoiser = loaded.to(machine.device)
     output_format(config, model.shape)
     steps = config.steps or min(50, model.process.schedule.T or 50)

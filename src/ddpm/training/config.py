@@ -86,7 +86,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "of the network; the process is always float32 or better", group="machine"
     )
-    threads: int | None = setting(None, "CPU threads; none: all cores", low=1, high=4096, group="machine")
+    threads: int | None = setting(None, "CPU threads; none: all cores, one for a small network", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:
         reason = legal(self.schedule, self.parameterization)

@@ -9,6 +9,8 @@ import torch
 
 from ddpm.errors import ConfigError
 
+LARGE = 5_000_000  # parameters from which bfloat16 and several threads pay on a CPU
+
 
 class Machine(NamedTuple):
     """The choice, to be printed: device, precision of the network ("fp32", "bf16", "fp16") and why."""
@@ -33,17 +35,20 @@ def _cpu_has_bf16() -> bool:
     return any(flag in line.split() for flag in flags)
 
 
-def choose(device: str, precision: str, *, large: bool) -> Machine:
-    """Resolve "auto". large: whether the network is big enough for bfloat16 to pay on a CPU (casts cost more than they save on a small
-    one).
+def choose(device: str, precision: str, threads: int | None, parameters: int) -> Machine:
+    """Resolve "auto" for a network of so many parameters, and set the number of CPU threads.
 
-    Raises ConfigError for a device that is not there.
+    A small network on a CPU runs in float32 (the casts to bfloat16 cost more than they save) and, where no number is asked for, on one
+    thread: its operations are too short to be shared out. Raises ConfigError for a device that is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[device]()
     if not there:
         raise ConfigError(f"device: got {device}, which torch {torch.__version__} does not find on this machine; use auto or cpu")
+    large = parameters > LARGE
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or (cores if large or device != "cpu" else 1))
     if precision != "auto":
         return Machine(torch.device(device), precision, "asked for")
     if device == "cuda":
@@ -56,10 +61,3 @@ def choose(device: str, precision: str, *, large: bool) -> Machine:
     if device == "cpu" and large and _cpu_has_bf16():
         return Machine(torch.device(device), "bf16", "this CPU multiplies bfloat16 natively")
     return Machine(torch.device(device), "fp32", "exact, and fast enough for this network and device")
-
-
-def use_threads(threads: int | None) -> int:
-    """Set and return the number of CPU threads; all the cores this process may use where none is asked for."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or usable)
-    return torch.get_num_threads()

@@ -22,13 +22,11 @@ from ddpm.training.config import TrainConfig
 from ddpm.training.ema import PowerEMA
 from ddpm.training.initial import start_from
 from ddpm.training.logbook import Logbook
-from ddpm.training.machine import Machine, choose, use_threads
+from ddpm.training.machine import Machine, choose
 from ddpm.training.preview import loss_figure, model_card
 from ddpm.training.state import RunState, check_data, compare, versions, write_request
 from ddpm.training.stop import Stop
 from ddpm.training.trainer import Trainer
-
-LARGE = 5_000_000  # parameters from which bfloat16 pays on a CPU that has it
 
 
 class Finished(NamedTuple):
@@ -121,10 +119,9 @@ def train(
     dataset = data if data is not None else open_data(config.data)
     require(dataset, config.batch)
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
-    threads = use_threads(config.threads)
     denoiser = build_denoiser(config, dataset.card, network)
     count = sum(p.numel() for p in denoiser.parameters())
-    machine = choose(config.device, config.precision, large=count > LARGE)
+    machine = choose(config.device, config.precision, config.threads, count)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,7 +133,7 @@ def train(
         write_request(run, config)
         held = f", {dataset.card.held_out} held out" if dataset.card.held_out else ""
         say(f"{dataset.card.name}: {dataset.card.count} samples {dataset.card.shape}{held}; {count:,} parameters; seed {config.seed}")
-        say(f"{machine.device}, {threads} threads, {machine.precision} ({machine.why}); run folder {run}")
+        say(f"{machine.device}, {torch.get_num_threads()} threads, {machine.precision} ({machine.why}); run folder {run}")
         trainer = Trainer(config, dataset, state, machine, run, type(network).__name__ if network is not None else None)
         with Stop() as stop, Logbook(run, config.steps, state.step, quiet=quiet) as log:
             trainer.fit(log, stop)
