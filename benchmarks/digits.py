@@ -71,7 +71,8 @@ def main() -> int:
     args = parser.parse_args()
     x, y = load_digits(return_X_y=True)
     train_x, train_y, other_x, other_y = x[:SPLIT], y[:SPLIT], x[SPLIT:], y[SPLIT:]
-    classifier = SVC(C=10.0, gamma=0.002).fit(half_pixel_shifts(train_x), np.tile(train_y, 5))
+    support = SVC(C=10.0, gamma=0.002)  # pyright: ignore[reportArgumentType]  (scikit-learn's hint says str)
+    classifier = support.fit(half_pixel_shifts(train_x), np.tile(train_y, 5))
     accuracy = float(classifier.score(other_x, other_y))
     fd_real, nearest_real = frechet(train_x, other_x), float(np.median(nearest(other_x, train_x)))
     data = from_arrays(
