@@ -145,7 +145,7 @@ def film(
         if frame.step % max(1, steps // 60) == 0 or frame.step == steps:
             pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
             assert pictures is not None  # `output_format` has seen to it
-            frames.append(grid(pictures, limits(codec), smallest=360))
+            frames.append(grid(pictures, limits(codec), width=360))
     return save_film(frames, folder)
 
 

@@ -35,18 +35,18 @@ def as_pictures(samples: NDArray[Any]) -> NDArray[Any] | None:
     return samples if samples.ndim == 4 else None
 
 
-def grid(samples: NDArray[Any], limits: Range, *, columns: int | None = None, smallest: int = 640) -> Image.Image:
-    """One picture of all samples (N, C, H, W), with a thin border, enlarged by a whole factor until `smallest` pixels wide."""
+def grid(samples: NDArray[Any], limits: Range, *, columns: int | None = None, width: int = 640) -> Image.Image:
+    """One picture of all samples (N, C, H, W), each enlarged by the largest whole factor that keeps a row within `width` pixels."""
     pixels = to_pixels(samples, limits)
-    count, height, width = pixels.shape[:3]
+    count, tall, wide = pixels.shape[:3]
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    factor = max(1, smallest // (columns * (width + 1)))
+    factor = max(1, width // (columns * (wide + 1)))
     border = max(1, factor // 4)
-    sheet = np.full((rows * (height * factor + border) + border, columns * (width * factor + border) + border, 3), 255, dtype=np.uint8)
+    sheet = np.full((rows * (tall * factor + border) + border, columns * (wide * factor + border) + border, 3), 255, dtype=np.uint8)
     for i, picture in enumerate(pixels):
-        top, left = (border + place * (side * factor + border) for place, side in zip(divmod(i, columns), (height, width), strict=True))
-        sheet[top : top + height * factor, left : left + width * factor] = picture.repeat(factor, 0).repeat(factor, 1)
+        top, left = (border + place * (side * factor + border) for place, side in zip(divmod(i, columns), (tall, wide), strict=True))
+        sheet[top : top + tall * factor, left : left + wide * factor] = picture.repeat(factor, 0).repeat(factor, 1)
     return Image.fromarray(sheet)
 
 

@@ -61,14 +61,14 @@ def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Te
 def reverse_variance(process: Process, s: At, t: At, kind: Variance, denoiser: Denoiser, v: Tensor | None) -> Tensor:
     """Variance of the model's p(x_s | x_t).
 
-    At the last step, where the posterior's own is 0, "small" and "large" mean the posterior's of the step before it (as published).
+    At the last step, where the posterior's own is 0, "small" and "large" mean the posterior's of the step before it (as published), or the
+    transition's on a chain of one step.
     """
-    small = process.posterior(s, t)[2]
+    small, large = process.posterior(s, t)[2], process.posterior(s, t, torch.ones_like(t.t))[2]
     if bool((s.sigma == 0).any()):
         second = process.at((2.0 * t.t.double().cpu()).clamp(max=1.0)).like(t.t if t.t.ndim else t.alpha)
-        floor = process.posterior(t, second)[2]
+        floor = torch.where(second.t > t.t, process.posterior(t, second)[2], large)
         small = torch.where(s.sigma == 0, floor.reshape(small.shape), small)
-    large = process.posterior(s, t, torch.ones_like(t.t))[2]
     if kind == "learned":
         if v is None:
             raise ConfigError(
