@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+import ddpm
 from ddpm.errors import CheckpointError, DiskError
 from ddpm.training import storage
 from ddpm.training.lock import RunLock
@@ -33,7 +34,6 @@ from ddpm.training.verified import (
     MANIFEST,
     Checkpoint,
     candidates,
-    ddpm_version,
     newest,
     open_checkpoint,
     sealed,
@@ -111,7 +111,7 @@ def _stage(staged: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Ten
     storage.boundary("folder")
     files = {f"{name}.safetensors": storage.write_file(staged / f"{name}.safetensors", to_bytes(group)) for name, group in tensors.items()}
     files |= {name: storage.write_file(staged / name, text) for name, text in texts.items()}
-    manifest = {"format": FORMAT, "ddpm": ddpm_version(), "step": step, "files": {name: record._asdict() for name, record in files.items()}}
+    manifest = {"format": FORMAT, "ddpm": ddpm.__version__, "step": step, "files": {name: record._asdict() for name, record in files.items()}}
     storage.write_file(staged / MANIFEST, sealed(manifest))
     storage.sync_folder(staged)
     storage.boundary("fsync folder")

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as safetensors_load
 
+import ddpm
 from ddpm.errors import CheckpointError
 from ddpm.training import storage
 from ddpm.training.storage import Record, size_text
@@ -188,7 +188,7 @@ def _manifest(folder: Path) -> tuple[int, str, dict[str, Record]]:
     manifest = storage.from_json(content, MANIFEST)
     form, written_by = manifest.get("format"), manifest.get("ddpm")
     if type(form) is int and form > FORMAT:
-        here = f"this is ddpm {ddpm_version()} (format {FORMAT})"
+        here = f"this is ddpm {ddpm.__version__} (format {FORMAT})"
         raise CheckpointError(f"written by ddpm {written_by} (format {form}), {here}; upgrade ddpm")
     manifest.pop("seal", None)
     if content != sealed(manifest):  # to the last byte, though a space more would change nothing
@@ -212,11 +212,3 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
     """The text of a manifest, ended by `seal`: the SHA-256 of the text without it."""
     seal = hashlib.sha256(storage.to_json(manifest, MANIFEST)).hexdigest()
     return storage.to_json({**manifest, "seal": seal}, MANIFEST)
-
-
-def ddpm_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("ddpm")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
