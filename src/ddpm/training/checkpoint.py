@@ -111,7 +111,8 @@ def _stage(staged: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Ten
     storage.boundary("folder")
     files = {f"{name}.safetensors": storage.write_file(staged / f"{name}.safetensors", to_bytes(group)) for name, group in tensors.items()}
     files |= {name: storage.write_file(staged / name, text) for name, text in texts.items()}
-    manifest = {"format": FORMAT, "ddpm": ddpm.__version__, "step": step, "files": {name: record._asdict() for name, record in files.items()}}
+    listed = {name: record._asdict() for name, record in files.items()}
+    manifest = {"format": FORMAT, "ddpm": ddpm.__version__, "step": step, "files": listed}
     storage.write_file(staged / MANIFEST, sealed(manifest))
     storage.sync_folder(staged)
     storage.boundary("fsync folder")
