@@ -164,7 +164,7 @@ def test_a_model_that_needs_an_image_says_so(tmp_path: Path, capsys: pytest.Capt
         (["--guidance", "nan"], ["--guidance is nan", "not finite"]),
         (["--steps", "1001"], ["steps: got 1001", "1 to 1000"]),
         (["--vector", "1,2"], ["--vector", "got 2 numbers", "this model takes 0"]),
-        (["--grid", "full"], ["steps: got 50 on the full grid", "1000"]),
+        (["--grid", "full", "--steps", "50"], ["steps: got 50 on the full grid", "1000"]),
         (["--device", "cuda"], ["device: got cuda"]) if not torch.cuda.is_available() else (["--device", "tpu"], ["--device is tpu"]),
         (["--sampler", "ancestral", "--sampler.variance", "learned"], ["variance 'learned'", "choose small, large or analytic"]),
         (["--n", "-1", "--clip", "hard", "--weights", "best", "--seed", "-1"], ["4 problems", "--n", "--clip", "--weights", "--seed"]),

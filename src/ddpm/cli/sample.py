@@ -1,4 +1,7 @@
-"""`ddpm sample`: pictures, arrays and films from a trained model. It needs no flag but the run."""
+"""`ddpm sample`: pictures, arrays and films from a trained model.
+
+It needs no flag but the run, unless the model is conditioned on vectors.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError
-from ddpm.process import GRIDS, Grid
+from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, SAMPLERS, Sampler
 
 if TYPE_CHECKING:
@@ -113,6 +117,22 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
     return cond or None
 
 
+def free_folder(asked: Path | None, usual: Path) -> Path:
+    """Where samples go, never among those of another call: the folder asked for, refused where it holds samples, or the next free usual
+    one.
+    """
+
+    def taken(folder: Path) -> bool:
+        return folder.is_dir() and any(path.suffix in (".png", ".npz") for path in folder.rglob("*"))
+
+    if asked is not None:
+        if taken(asked):
+            raise ConfigError(f"--out: {asked} holds samples already; name another folder, so that the two do not mix")
+        return asked
+    later = (usual.with_name(f"{usual.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([usual], later) if not taken(folder))
+
+
 def film(
     denoiser: Denoiser,
     codec: Any,
@@ -127,16 +147,18 @@ def film(
     from ddpm.sampling import trajectory
     from ddpm.training.preview import limits
 
-    count = min(config.n, 36)
-    picked = {key: value[:: max(1, len(value) // count)][:count] for key, value in cond.items()} if cond else None
+    shown = min(config.n, 36)
+    indices = [i * config.n // shown for i in range(shown)]  # evenly among the samples, so that every class is seen
+    picked = {key: value[indices] for key, value in cond.items()} if cond else None
     frames = []
     walk = trajectory(
         denoiser,
-        count,
+        shown,
         steps=steps,
         sampler=config.sampler,
         grid=config.grid,
         seed=config.seed,
+        indices=indices,
         cond=picked,
         clip=config.clip,
         autocast=autocast,
@@ -188,17 +210,24 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model: NetworkDenoiser = loaded.to(machine.device)
     output_format(config, model.shape)
-    steps = config.steps or min(50, model.process.schedule.T or 50)
+    length = model.process.schedule.T
+    steps = config.steps or (len(config.grid.at) if isinstance(config.grid, Listed) else None)
+    steps = steps or (length if isinstance(config.grid, Full) and length else min(50, length or 50))
     if document["cond"]["image"]:
         raise ConfigError(
             f"{args.run_folder}: this model needs a condition image of {document['cond']['image']} channels beside each sample; "
             'draw from it in Python: ddpm.sample(denoiser, n, cond={"image": images})'
         )
+    if config.guidance != 1.0 and document["cond_dropout"] == 0.0:
+        raise ConfigError(
+            f"--guidance {config.guidance}: this model was trained with --cond-dropout 0, so it knows no unconditional answer; "
+            "leave guidance at 1"
+        )
     cond = conditions(config, document["classes"], document["vector"])
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     guided = ClassifierFree(model, config.guidance) if config.guidance != 1.0 else model
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
-    folder = Path(config.out) if config.out else home / "samples" / f"seed-{config.seed}"  # never inside a checkpoint
+    folder = free_folder(Path(config.out) if config.out else None, home / "samples" / f"seed-{config.seed}")  # never inside a checkpoint
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty() and (done % max(1, total // 100) == 0 or done == total):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from ddpm.config import Layer, Parser, add_flags, flags_layer, read_file, resolve
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.recipes import names, recipe
+
+if TYPE_CHECKING:
+    from ddpm.denoiser import NetworkDenoiser
 
 HELP = """Train a diffusion model. The same command again resumes where it stopped; a larger --steps continues a finished run.
 
@@ -44,6 +48,14 @@ def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:
     return resolve(TrainConfig, layers, FAMILIES)
 
 
+def next_command(run: str, denoiser: NetworkDenoiser) -> str:
+    """What to type now: sampling, with the condition it needs."""
+    if "image" in denoiser.conditions:
+        return f'in Python: ddpm.sample(ddpm.load("{run}"), n, cond={{"image": images}})'
+    vector = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
+    return f"ddpm sample {run} --n 64 --seed 1{vector}"
+
+
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Train, and end with what to do next."""
     config = settings(args, extra)
@@ -56,5 +68,5 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if pictures:
             print(f"samples: {pictures[-1]}")
         print(f"model card: {finished.run / 'README.md'}")
-        print(f"next: ddpm sample {shlex.quote(str(finished.run))} --n 64 --seed 1")
+        print(f"next: {next_command(shlex.quote(str(finished.run)), finished.denoiser)}")
     return finished.code

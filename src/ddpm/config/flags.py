@@ -63,7 +63,6 @@ class Flag(NamedTuple):
         """Where argparse keeps the value."""
         return _DEST + ".".join(self.path) + (_ADVANCED if self.advanced else "")
 
-
     def explanation(self) -> str:
         """`peak learning rate (default 0.0002, > 0)`; inside a family, the members it belongs to come first."""
         return "; ".join(f"{', '.join(owners)}: {text}" if owners else text for text, owners in self.help.items())

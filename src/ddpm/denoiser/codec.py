@@ -46,7 +46,7 @@ class Codec:
         return row.reshape(-1, *[1] * (x.ndim - 2))
 
     def encode(self, raw: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """(B, C, ...) in the data's units -> float32 in the space diffused in."""
+        """(B, C, ...) in the data's units -> the space diffused in; float32, or float64 for float64 data."""
         raw = torch.as_tensor(raw)
         x = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         return (x - self._fit(self.shift, x)) / self._fit(self.scale, x)
@@ -54,9 +54,10 @@ class Codec:
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, ...) in the space diffused in -> the data's units and dtype."""
         raw = x * self._fit(self.scale, x) + self._fit(self.shift, x)
-        if self.bins is not None:
-            raw = raw.round().clamp(*self.bins)
-        return raw.to(getattr(torch, self.dtype))
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if not dtype.is_floating_point:
+            raw = raw.round()
+        return (raw if self.bins is None else raw.clamp(*self.bins)).to(dtype)
 
     def bounds(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Lowest and highest encoded value of each channel, to broadcast over x: of the bins where the data have them, else of the data;

@@ -57,6 +57,7 @@ class Denoiser(nn.Module, ABC):
     parameterization: Parameterization = V()  # the basis losses compare in
     log_snr_range: tuple[float, float] = (-float("inf"), float("inf"))  # where the predictions can be trusted
     shape: tuple[int, ...]  # D
+    classes: int = 0  # of the condition "class"; 0: none, or not known
     codec: Codec | None = None  # None: the data are diffused as they are
 
     @abstractmethod
@@ -109,7 +110,7 @@ class NetworkDenoiser(Denoiser):
 
     network: (x, c_noise (B,), cond) -> (B, C, *axes), or (B, 2C, *axes) with a learned variance, whose second half f gives v = (f + 1)/2
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15). conditions: the keys the network was made for; called without any, it is told that
-    all are hidden.
+    all are hidden. classes: how many ids the condition "class" may have.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class NetworkDenoiser(Denoiser):
         *,
         learned_variance: bool = False,
         conditions: Collection[str] = (),
+        classes: int = 0,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -130,7 +132,7 @@ class NetworkDenoiser(Denoiser):
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
-        self.shape, self.learned_variance, self.conditions = shape, learned_variance, frozenset(conditions)
+        self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         slack = 1e-6  # a plan's instants are recomputed from the grid
         self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
         self.residuals: Residuals | None = None
@@ -141,7 +143,8 @@ class NetworkDenoiser(Denoiser):
         c_noise = self.clock(at).reshape(-1).expand(len(x))
         if not cond and self.conditions:
             cond = {"null": torch.ones(len(x), dtype=torch.bool, device=x.device)}
-        output = self.network(c_in * x, c_noise, cond).to(x.dtype)
+        own = next(iter(self.network.parameters()), x).dtype  # the process may run in float64, the network keeps its own precision
+        output = self.network((c_in * x).to(own), c_noise.to(own), cond).to(x.dtype)
         variance = None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)

@@ -28,7 +28,7 @@ class ClassifierFree(Denoiser):
             raise ConfigError(f"guidance: got {scale}, must be a finite number (1 conditional, 0 unconditional)")
         self.denoiser, self.scale = denoiser, scale
         self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
-        self.shape, self.codec, self.meaning = denoiser.shape, denoiser.codec, denoiser.meaning
+        self.shape, self.codec, self.meaning, self.classes = denoiser.shape, denoiser.codec, denoiser.meaning, denoiser.classes
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
         """The guided prediction; ConfigError where there is no condition to guide by."""

@@ -53,8 +53,11 @@ def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Te
     assert bounds is not None  # bins imply bounds
     lowest, highest = bounds
     low, high = (x0 - width / 2 - mean) / std, (x0 + width / 2 - mean) / std
-    low = torch.where(x0 < lowest + width / 2, torch.full_like(low, -40.0), low)
-    high = torch.where(x0 > highest - width / 2, torch.full_like(high, 40.0), high)
+    far = 40.0  # standard deviations beyond the other edge: as good as infinity
+    low, high = (
+        torch.where(x0 < lowest + width / 2, high.clamp(max=0.0) - far, low),
+        torch.where(x0 > highest - width / 2, low.clamp(min=0.0) + far, high),
+    )
     return -_log_interval(low, high)
 
 

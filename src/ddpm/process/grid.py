@@ -177,10 +177,10 @@ class Listed(Grid):
         check(self, [] if falls else [f"at: got {self.at}, must be strictly decreasing instants in (0, 1]"])
 
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
-        """The listed instants; `steps` must be their number."""
+        """The listed instants, rounded to the knots of a chain; `steps` must be their number."""
         if steps != len(self.at):
             raise ConfigError(f"steps: got {steps}, but the grid lists {len(self.at)} instants")
-        return torch.tensor(self.at, dtype=torch.float64)
+        return _on_chain(process, torch.tensor(self.at, dtype=torch.float64), "listed")
 
 
 def default_grid(process: Process, steps: int) -> Grid:

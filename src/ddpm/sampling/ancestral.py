@@ -21,9 +21,9 @@ else:
 class Ancestral(Sampler):
     """x_s = c_x0 x0_hat + c_xt x + std z, no noise at the last step.
 
-    variance: "small" (the posterior's own), "large" (the transition's), "learned" (between the two, by the network's v) or "analytic" (the
-    best
-    for this model: the posterior's plus c_x0^2 E|x0 - x0_hat|^2).
+    variance: "auto" (large where the schedule preserves variance, small elsewhere), "small" (the posterior's own), "large" (the
+    transition's; too much for alpha = 1), "learned" (between the two, by the network's v) or "analytic" (the best for this model: the
+    posterior's plus c_x0^2 E|x0 - x0_hat|^2; the last step returns x0_hat, so end on a grid that comes close to t = 0).
 
     Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, algorithm 2; learned: Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15; analytic:
     Bao et al., 2022, arXiv:2201.06503.
@@ -31,7 +31,7 @@ class Ancestral(Sampler):
 
     order: ClassVar[int] = 1
     needs_mean: ClassVar[bool] = True
-    variance: Literal["small", "large", "learned", "analytic"] = setting("large", "standard deviation of the noise a step adds")
+    variance: Literal["auto", "small", "large", "learned", "analytic"] = setting("auto", "standard deviation of the noise a step adds")
 
     @property
     def stochastic(self) -> bool:
@@ -47,7 +47,10 @@ class Ancestral(Sampler):
         large = process.posterior(s, t, 1.0)[2]
         if self.variance == "analytic":
             small = process.residual_variance(s, t, model.residual(t)).sqrt()
-        low, high = {"small": (small, small), "large": (large, large), "analytic": (small, small), "learned": (small, large)}[self.variance]
+        kind = self.variance
+        if kind == "auto":  # the transition's variance suits data of unit variance only while alpha^2 + sigma^2 = 1
+            kind = "large" if bool(((t.alpha**2 + t.sigma**2 - 1.0).abs() < 1e-6).all()) else "small"
+        low, high = {"small": (small, small), "large": (large, large), "analytic": (small, small), "learned": (small, large)}[kind]
         walked = torch.arange(len(times)) < len(times) - 1
         return Plan(at, torch.stack([c_x0, c_xt, *(torch.where(walked, std, 0.0) for std in (low, high))], 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Mode
 
     Raises ConfigError where clipping is asked for and the range is not known.
     """
+    if clip not in get_args(Clip):
+        raise ConfigError(f"clip: got {clip!r}, allowed: {', '.join(get_args(Clip))}")
     if clip == "off" or (clip == "auto" and (codec is None or codec.bins is None)):
         return model
     bounds = codec.bounds(like) if codec is not None else None

@@ -46,6 +46,24 @@ def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid |
     return plan
 
 
+def _check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int) -> None:
+    """ConfigError for a number of samples or a condition that cannot be."""
+    problems = [] if n >= 1 else [f"n: got {n}, must be at least 1"]
+    if numbers != n:
+        problems.append(f"indices: got {numbers}, must be n = {n}")
+    for key, value in (cond or {}).items():
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers may not be checked)
+            problems.append(f"cond[{key!r}]: got {type(value).__name__}, must be a tensor of n = {n} rows")
+        elif len(value) != n:
+            problems.append(f"cond[{key!r}]: got {len(value)} rows, must be n = {n}")
+        elif key == "class" and denoiser.classes and not bool(((value >= 0) & (value < denoiser.classes)).all()):
+            problems.append(
+                f"cond['class']: got ids {int(value.min())} to {int(value.max())}, this model knows 0 to {denoiser.classes - 1}"
+            )
+    if problems:
+        raise ConfigError.of(problems)
+
+
 def trajectory(
     denoiser: Denoiser,
     n: int = 1,
@@ -55,6 +73,7 @@ def trajectory(
     grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
+    indices: Sequence[int] | None = None,
     cond: Cond = None,
     clip: Clip = "auto",
     start: Tensor | None = None,
@@ -63,16 +82,16 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Yield `steps` + 1 frames from noise to data, x (n, *D) in the space diffused in; the last frame's x are the samples.
 
-    Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. sampler: DDIM() by default.
+    Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. indices: n numbers to use
+    instead of first + i. sampler: DDIM() by default.
     grid: the schedule's usual one by default. cond: (n, ...) tensors. start: x at the first instant instead of noise. autocast: a lower
     precision for the network. Raises ConfigError for what the sampler, the grid and the model cannot do together.
     """
     sampler = sampler or DDIM()
-    if n < 1:
-        raise ConfigError(f"n: got {n}, must be at least 1")
+    indices = range(first, first + n) if indices is None else indices
+    _check_request(denoiser, n, cond, len(indices))
     plan = _checked_plan(denoiser, sampler, steps, grid, cond)
     device = _device(denoiser)
-    indices = range(first, first + n)
     opening = At(*(level[0] for level in plan.instants))
     x = denoiser.process.prior(normals(seed, indices, denoiser.shape, "start", dtype=dtype), opening) if start is None else start
     x = x.to(device=device, dtype=dtype)
@@ -107,9 +126,9 @@ def sample(
 
     progress is called with (steps done, steps in all). Raises ConfigError as `trajectory`, and where a condition does not have n rows.
     """
-    wrong: Sequence[str] = [f"{key} has {len(value)}" for key, value in (cond or {}).items() if len(value) != n]
-    if wrong:
-        raise ConfigError(f"cond: every entry needs n = {n} rows; {', '.join(wrong)}")
+    _check_request(denoiser, n, cond, n)
+    if batch < 1:
+        raise ConfigError(f"batch: got {batch}, must be at least 1")
     training = denoiser.training
     denoiser.eval()
     walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)

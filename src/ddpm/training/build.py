@@ -72,6 +72,7 @@ def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = 
         card.shape,
         learned_variance=config.loss.learned_variance,
         conditions=spec.keys,
+        classes=spec.classes,
     )
 
 
@@ -83,6 +84,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "clock": to_dict(denoiser.clock, named=True),
         "network": to_dict(config.network, named=True) if config.network is not None and own is None else {"own": own},
         "cond": to_dict(cond_spec(card, config)),
+        "cond_dropout": config.cond_dropout,
         "learned_variance": denoiser.learned_variance,
         "codec": to_dict(denoiser.codec),
         "shape": list(denoiser.shape),
@@ -121,6 +123,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None) -> Ne
             shape,
             learned_variance=document["learned_variance"],
             conditions=spec.keys,
+            classes=spec.classes,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

@@ -44,6 +44,12 @@ def conditions(cond: dict[str, np.ndarray], keys: frozenset[str], device: torch.
     return {key: torch.from_numpy(value).to(device) for key, value in cond.items() if key in keys}
 
 
+def encoded(codec: Codec, raw: np.ndarray, device: torch.device) -> Tensor:
+    """Data in the space diffused in, float32 on the device; encoded on the host, in float64 where the data are (not every device has it).
+    """
+    return codec.encode(torch.from_numpy(raw)).to(torch.float32).to(device)
+
+
 class Feed:
     """Batches of a data set for a run: `batch(step, part)` is the part-th pass of a step."""
 
@@ -65,7 +71,7 @@ class Feed:
         """Rows, augmentation, dropped conditions, instants and noise of one pass."""
         rows = rows_of(self.dataset, self.seed, (step * self.accumulate + part) * self.size, self.size)
         raw, values = self.dataset.batch(rows, generator(self.seed, "augment", part, step))
-        x0 = self.codec.encode(torch.from_numpy(raw).to(self.device))
+        x0 = encoded(self.codec, raw, self.device)
         cond = conditions(values, self.keys, self.device) or None
         if cond and self.dropout:
             hidden = generator(self.seed, "dropout", part, step).random(self.size) < self.dropout

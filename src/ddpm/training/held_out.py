@@ -14,7 +14,7 @@ from ddpm.denoiser import Denoiser
 from ddpm.objective.bound import mean_flat
 from ddpm.process import Process
 from ddpm.random import generator
-from ddpm.training.feed import conditions
+from ddpm.training.feed import conditions, encoded
 
 BINS = (-float("inf"), -6.0, -3.0, -1.0, 1.0, 3.0, 6.0, float("inf"))  # edges in log-SNR
 
@@ -59,7 +59,7 @@ def held_out_loss(
     for begin in range(0, len(rows), batch):
         part = slice(begin, begin + batch)
         raw, values = dataset.batch(rows[part])
-        x0 = denoiser.codec.encode(torch.from_numpy(raw).to(device))
+        x0 = encoded(denoiser.codec, raw, device)
         eps = torch.from_numpy(generator(0, "evaluate", begin).standard_normal(tuple(x0.shape), dtype=np.float32)).to(device)
         at = process.at(grid[level[part]], like=x0)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,22 +16,29 @@ from ddpm.training.state import RunState, open_run
 SHOWN = 5
 
 
-def _weights(source: str) -> dict[str, torch.Tensor]:
-    """The averaged weights of a run, or the tensors of a .safetensors file."""
+MEANING = ("schedule", "parameterization", "clock", "codec", "cond", "classes", "learned_variance")  # of config.json, beside the weights
+
+
+def _weights(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The averaged weights of a run and its config.json, or the tensors of a .safetensors file and nothing."""
     path = Path(source)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(path), {}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"init: {path} cannot be read as safetensors: {error}") from error
     saved = open_run(path)
     names = [name for name in saved.tensor_names if name.startswith("ema-")] or ["model"]
-    return saved.tensors(names[0])
+    return saved.tensors(names[0]), saved.document("config")
 
 
-def start_from(source: str, state: RunState, say: Callable[[str], None]) -> None:
-    """Copy every tensor whose name and shape fit into the weights and their average; CheckpointError where none does."""
-    weights, own = _weights(source), dict(state.denoiser.named_parameters())
+def start_from(source: str, state: RunState, here: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Copy every tensor whose name and shape fit into the weights and their average; CheckpointError where none does.
+
+    here: what this run's config.json will say; where the source's differs in what the weights mean, that is said.
+    """
+    weights, there = _weights(source)
+    own = dict(state.denoiser.named_parameters())
     fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fits:
         raise CheckpointError(f"init: no tensor of {source} fits this network; it holds {', '.join(list(weights)[:SHOWN])} ...")
@@ -47,3 +55,6 @@ def start_from(source: str, state: RunState, say: Callable[[str], None]) -> None
         f"started from {source}: {len(fits)} of {len(own)} tensors taken over"
         + (f"; left as they were: {'; '.join(other[:SHOWN])}{more}" if other else "")
     )
+    for key in MEANING:
+        if key in there and there[key] != here[key]:
+            say(f"the weights were trained with another {key}: {there[key]} there, {here[key]} here")

@@ -14,9 +14,9 @@ from torch import nn
 from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Card, NetworkDenoiser
-from ddpm.errors import ConfigError, DiskError
+from ddpm.errors import ConfigError, DiskError, NonFiniteError
 from ddpm.training import checkpoint
-from ddpm.training.build import build_denoiser, measured
+from ddpm.training.build import build_denoiser, describe, measured
 from ddpm.training.checkpoint import RunLock
 from ddpm.training.config import TrainConfig
 from ddpm.training.ema import PowerEMA
@@ -70,7 +70,7 @@ def _resume(run: Path, config: TrainConfig, card: Card, state: RunState, say: Ca
     check_data(run, card, config.accept_data_change)
     if saved is None:
         if config.init:
-            start_from(config.init, state, say)
+            start_from(config.init, state, describe(state.denoiser, config, card, None), say)
         return
     for line in changed:
         say(f"changed since the last checkpoint: {line}")
@@ -130,13 +130,16 @@ def train(
         checkpoint.clean(run, say)
         state = _state(config, dataset, machine, denoiser)
         _resume(run, config, dataset.card, state, say)
-        write_request(run, config)
+        if state.step < config.steps:
+            write_request(run, config)
         held = f", {dataset.card.held_out} held out" if dataset.card.held_out else ""
         say(f"{dataset.card.name}: {dataset.card.count} samples {dataset.card.shape}{held}; {count:,} parameters; seed {config.seed}")
         say(f"{machine.device}, {torch.get_num_threads()} threads, {machine.precision} ({machine.why}); run folder {run}")
         trainer = Trainer(config, dataset, state, machine, run, type(network).__name__ if network is not None else None)
         with Stop() as stop, Logbook(run, config.steps, state.step, quiet=quiet) as log:
             trainer.fit(log, stop)
+        if not state.good_steps:
+            raise NonFiniteError(f"none of the {state.step} steps was finite, nothing was learned; try a smaller --lr, or look at the data")
         if stop.asked:
             say(f"stopping after step {state.step}; it is saved. Resume: {command or f'the same call with out={str(run)!r}'}")
         else:

@@ -177,7 +177,10 @@ def open_run(run: str | Path, step: int | None = None, notice: Callable[[str], N
     """
     path = Path(run)
     if (path / "manifest.json").is_file():
-        return checkpoint.open_checkpoint(path)
+        saved = checkpoint.open_checkpoint(path)
+        if step is not None and step != saved.step:
+            raise ConfigError(f"step: got {step}, but {path} is step {saved.step}; name the run folder, or leave the step out")
+        return saved
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such run folder; train one with ddpm train --out {path}")
     saved = checkpoint.newest(path, step, notice)
