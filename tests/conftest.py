@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = ["ddpm.process", "ddpm.denoiser", "ddpm.objective", "ddpm.sampling"]
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in scripts and under nohup; children would inherit it, and some are sent Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 early = [name for name in CHECKED if name in sys.modules]
 if early:

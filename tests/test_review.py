@@ -128,3 +128,36 @@ def test_integers_without_bins_are_rounded() -> None:
 def test_a_step_folder_and_another_step_disagree(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(held(run).path), "--step", "1"]) == 2
     assert "is step 3" in capsys.readouterr().err
+
+
+def test_a_persons_folder_is_not_taken_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("precious")
+    assert main(["train", *TINY, "--out", str(tmp_path)]) == 2
+    assert "not a run folder and holds README.md" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"] and (tmp_path / "README.md").read_text() == "precious"
+    assert main(["train", *TINY, "--out", ""]) == 2
+
+
+def test_the_record_of_a_finished_run_stays_true(tmp_path: Path) -> None:
+    first = ["train", *TINY, *UNET, "--out", str(tmp_path / "run")]
+    assert main(first) == 0
+    before = {name: (tmp_path / "run" / name).read_text() for name in ("README.md", "config.toml")}
+    assert main([*first, "--seed", "7"]) == 0
+    assert before == {name: (tmp_path / "run" / name).read_text() for name in before}
+
+
+def test_the_digits_recipe_needs_no_network_named(tmp_path: Path) -> None:
+    flags = ["--steps", "1", "--threads", "1", "--preview", "0", "--network.channels", "8", "--out", str(tmp_path / "run")]
+    assert main(["train", *flags]) == 0
+    assert "channels = 8" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_samples_that_cannot_be_written_exit_as_the_disk_does(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["sample", str(run), "--n", "2", "--steps", "2", "--out", str(tmp_path / "file")]) == 5
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_problems_are_counted_without_their_headline(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, *UNET, "--cond-dropout", "0", "--schedule", "linear", "--out", str(run)]) == 2
+    assert "problems" not in capsys.readouterr().err

@@ -19,11 +19,14 @@ class ConfigError(DDPMError):
     """Settings that cannot be used: an unknown key, a value out of range, an illegal combination."""
 
     exit_code = 2
+    count: int = 1  # of the problems the message lists, a line each
 
     @classmethod
     def of(cls, problems: Sequence[str]) -> ConfigError:
         """One error that lists every problem found, so that all are mended in one go."""
-        return cls("\n".join(problems))
+        error = cls("\n".join(problems))
+        error.count = len(problems)
+        return error
 
 
 class DataError(DDPMError):

@@ -116,7 +116,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell about an error, and the exit code."""
     if isinstance(error, DDPMError):
         lines = str(error).splitlines()
-        text = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems", *lines])
+        count = error.count if isinstance(error, ConfigError) else 1
+        text = "\n  ".join([f"{count} problems", *lines] if count > 1 else lines)
         return f"error: {text}", error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
         reason = (str(error).splitlines() or ["the machine has no more to give"])[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, DiskError
 from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, SAMPLERS, Sampler
 
@@ -238,9 +238,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         batch=config.batch, autocast=machine.autocast, progress=progress,
     ).cpu().numpy()  # fmt: skip
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
-    written = _write(config, drawn, labels, document["classes"], model.codec, folder)
-    if config.film:
-        written += film(guided, model.codec, config, steps, cond, machine.autocast, folder)
+    try:
+        written = _write(config, drawn, labels, document["classes"], model.codec, folder)
+        if config.film:
+            written += film(guided, model.codec, config, steps, cond, machine.autocast, folder)
+    except OSError as error:
+        raise DiskError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
     clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
     how = f"{type(config.sampler).__name__}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights"
     print(f"{config.n} samples by {how}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ddpm.config import Layer, Parser, add_flags, flags_layer, read_file, resolve
+from ddpm.config import Layer, Parser, Typed, add_flags, flags_layer, read_file, resolve
+from ddpm.data.settings import DataSettings
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.recipes import names, recipe
 
@@ -35,14 +37,22 @@ def add(parser: Parser) -> None:
     )
 
 
+def data_named(layers: Sequence[Layer]) -> object:
+    """Which data the layers ask for, before anything is checked."""
+    for layer in reversed(layers):
+        table = layer.values.get("data")
+        if isinstance(table, Mapping) and "data" in table:
+            return table["data"].value if isinstance(table["data"], Typed) else table["data"]
+    return DataSettings().data
+
+
 def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:
     """Defaults < recipe < files < flags."""
     flags = flags_layer(args, extra, args.parser, TrainConfig, FAMILIES)
     layers = [*map(read_file, args.config), flags]
     name = args.recipe
     if name == "auto":
-        plain = resolve(TrainConfig, layers, FAMILIES)  # which data are meant, and whether the rest is legal
-        name = "digits" if plain.data.data == "digits" else "none"
+        name = "digits" if data_named(layers) == "digits" else "none"
     if name != "none":
         layers.insert(0, Layer(f"recipe {name}", recipe(name)))
     return resolve(TrainConfig, layers, FAMILIES)
@@ -59,13 +69,14 @@ def next_command(run: str, denoiser: NetworkDenoiser) -> str:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Train, and end with what to do next."""
     config = settings(args, extra)
+    from ddpm.training.checkpoint import latest_name
     from ddpm.training.run import train
 
     command = shlex.join(["ddpm", *sys.argv[1:]])
     finished = train(config, command=command)
     if not finished.code:
         pictures = sorted((finished.run / "samples").glob("step-*"))
-        if pictures:
+        if pictures and pictures[-1].stem == latest_name(finished.run):
             print(f"samples: {pictures[-1]}")
         print(f"model card: {finished.run / 'README.md'}")
         print(f"next: {next_command(shlex.quote(str(finished.run)), finished.denoiser)}")

@@ -99,5 +99,6 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """What the nested settings have to say; found before torch is imported."""
+        out = ["out: empty; name a folder, or leave it out"] if self.out is not None and not self.out.strip() else []
         network = [f"network.{line}" for line in self.network.problems()] if self.network is not None else []
-        return [*self.data.problems(), *network]
+        return [*out, *self.data.problems(), *network]

@@ -45,8 +45,7 @@ def conditions(cond: dict[str, np.ndarray], keys: frozenset[str], device: torch.
 
 
 def encoded(codec: Codec, raw: np.ndarray, device: torch.device) -> Tensor:
-    """Data in the space diffused in, float32 on the device; encoded on the host, in float64 where the data are (not every device has it).
-    """
+    """Data in the space diffused in, float32 on the device; encoded on the host, where float64 data can be."""
     return codec.encode(torch.from_numpy(raw)).to(torch.float32).to(device)
 
 

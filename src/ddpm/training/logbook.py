@@ -76,15 +76,20 @@ class Logbook:
         """Steps a second since this process began."""
         return (done - self.start) / max(time.monotonic() - self.began, 1e-9)
 
+    def speed(self, done: int) -> str:
+        """The rate as a person reads it: steps a second, or seconds a step."""
+        rate = self.rate(done)
+        return f"{rate:.1f} steps/s" if rate >= 1.0 else f"{1.0 / max(rate, 1e-9):.1f} s/step"
+
     def progress(self, done: int, loss: float | None) -> None:
         """After every step: move the bar; without a terminal a line every 10 seconds."""
         shown = "" if loss is None else f"loss {loss:.4f}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, rate=f"{self.rate(done):.1f} steps/s", loss=shown)
+            self._bar.update(self._task, completed=done, rate=self.speed(done), loss=shown)
         elif not self.quiet and (time.monotonic() - self._said > 10.0 or done == self.steps):
             self._said = time.monotonic()
             left = (self.steps - done) / max(self.rate(done), 1e-9)
-            print(f"step {done}/{self.steps}  {self.rate(done):.1f} steps/s  {left:.0f} s left  {shown}", file=sys.stderr, flush=True)
+            print(f"step {done}/{self.steps}  {self.speed(done)}  {left:.0f} s left  {shown}", file=sys.stderr, flush=True)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, flushed; numbers to TensorBoard too."""

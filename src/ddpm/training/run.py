@@ -47,6 +47,29 @@ def run_folder(config: TrainConfig) -> Path:
     return Path("runs") / (name or "data")
 
 
+OURS = (
+    "README.md",
+    "config.toml",
+    "metrics.jsonl",
+    "loss.png",
+    "samples",
+    "tensorboard",
+    "latest",
+)  # what a run writes, beside checkpoints
+
+
+def _check_folder(run: Path) -> None:
+    """ConfigError for a folder that is no run but holds files a run would replace."""
+    if (run / "data_card.json").is_file() or any(run.glob("step-*")):
+        return
+    foreign = [name for name in OURS if (run / name).exists()]
+    if foreign:
+        raise ConfigError(
+            f"out: {run} is not a run folder and holds {', '.join(foreign)}, which training would replace; name another folder, "
+            "nothing was changed"
+        )
+
+
 def _state(config: TrainConfig, dataset: Dataset, machine: Machine, denoiser: NetworkDenoiser) -> RunState:
     loss = config.loss.build().to(machine.device)
     denoiser.to(machine.device)
@@ -122,6 +145,7 @@ def train(
     denoiser = build_denoiser(config, dataset.card, network)
     count = sum(p.numel() for p in denoiser.parameters())
     machine = choose(config.device, config.precision, config.threads, count)
+    _check_folder(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,13 +160,14 @@ def train(
         say(f"{dataset.card.name}: {dataset.card.count} samples {dataset.card.shape}{held}; {count:,} parameters; seed {config.seed}")
         say(f"{machine.device}, {torch.get_num_threads()} threads, {machine.precision} ({machine.why}); run folder {run}")
         trainer = Trainer(config, dataset, state, machine, run, type(network).__name__ if network is not None else None)
+        began = state.step
         with Stop() as stop, Logbook(run, config.steps, state.step, quiet=quiet) as log:
             trainer.fit(log, stop)
-        if not state.good_steps:
+        if not state.good_steps and not stop.asked:
             raise NonFiniteError(f"none of the {state.step} steps was finite, nothing was learned; try a smaller --lr, or look at the data")
         if stop.asked:
             say(f"stopping after step {state.step}; it is saved. Resume: {command or f'the same call with out={str(run)!r}'}")
-        else:
+        elif state.step > began:
             loss_figure(run)
             model_card(trainer)
     for name, parameter in denoiser.named_parameters():

@@ -144,7 +144,9 @@ def compare(saved: Checkpoint, config: TrainConfig) -> list[str]:
     table = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed}
     fatal = [line for key, line in table.items() if _among(key, SHAPE) and key != "network.dropout"]
     if fatal:
-        raise ConfigError.of([f"{saved.path.parent} holds another model (saved -> now); use another --out, or the saved settings:", *fatal])
+        raise ConfigError(
+            "\n".join([f"{saved.path.parent} holds another model (saved -> now); use another --out, or the saved settings:", *fatal])
+        )
     return list(table.values())
 
 
