@@ -73,6 +73,10 @@ class Process:
         """x_t = alpha_t x0 + sigma_t eps: a draw of q(x_t | x0), shape (B, *D). Reference: Ho et al., 2020, eq. 4."""
         return at.alpha * x0 + at.sigma * eps
 
+    def noise(self, x: torch.Tensor, x0: torch.Tensor, at: At) -> torch.Tensor:
+        """eps = (x_t - alpha_t x0) / sigma_t: `perturb` read the other way, sigma > 0."""
+        return (x - at.alpha * x0) / at.sigma
+
     def transition(self, s: At, t: At) -> tuple[torch.Tensor, torch.Tensor]:
         """q(x_t | x_s) = N(scale x_s, std^2) for s < t: scale = alpha_t / alpha_s, std^2 = sigma_t^2 - scale^2 sigma_s^2.
 

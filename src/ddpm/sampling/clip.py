@@ -56,7 +56,7 @@ class Clipped:
             x0 = middle + ((x0 - middle) / half).clamp(-reach, reach) / reach * half
         else:
             x0 = torch.minimum(torch.maximum(x0, self.low), self.high)
-        return Prediction(x0, (x - at.alpha * x0) / at.sigma, prediction.variance)
+        return Prediction(x0, self.process.noise(x, x0, at), prediction.variance)
 
 
 def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Model:

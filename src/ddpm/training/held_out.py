@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data.dataset import Dataset
-from ddpm.denoiser import Denoiser
+from ddpm.denoiser import Denoiser, gaussian
 from ddpm.objective.bound import mean_flat
 from ddpm.process import Process
 from ddpm.random import generator
@@ -85,5 +85,5 @@ def gaussian_floor(process: Process, variances: tuple[float, ...], levels: int =
     """
     first = process.schedule.first
     at = process.at(first + (1.0 - first) * (torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
-    signal = at.alpha[:, None] ** 2 * torch.tensor(variances, dtype=torch.float64)
-    return (signal / (signal + at.sigma[:, None] ** 2)).mean().item()
+    exact = gaussian(process, torch.zeros(len(variances)), torch.diag(torch.tensor(variances, dtype=torch.float64)))
+    return (at.log_snr.exp() * exact.residual(at)).mean().item()  # |eps - eps_hat|^2 = SNR |x0 - x0_hat|^2
