@@ -68,7 +68,7 @@ def test_the_order_is_the_one_declared(sampler: Sampler, schedule: Schedule) -> 
         x = walk(sampler, process, times, START)[-2]  # the last row of a plan goes on to clean
         errors.append(float((x / (end.alpha + end.sigma) - flow(level(-5.0), level(5.0))).abs().mean()))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert slope >= sampler.order - 0.2, f"slope {slope:.3f} from errors {errors}"
+    assert slope >= sampler.convergence - 0.2, f"slope {slope:.3f} from errors {errors}"
 
 
 @every

@@ -44,8 +44,8 @@ class Spy(Sampler):
     def __post_init__(self) -> None: ...
 
     @property
-    def stochastic(self) -> bool:
-        return self.base.stochastic
+    def draws(self) -> int:
+        return self.base.draws
 
     def plan(self, model: Any, times: Tensor) -> Plan:
         return self.base.plan(model, times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import setting
 from ddpm.errors import ConfigError
@@ -29,14 +29,12 @@ class Ancestral(Sampler):
     Bao et al., 2022, arXiv:2201.06503.
     """
 
-    order: ClassVar[int] = 1
-    needs_mean: ClassVar[bool] = True
     variance: Literal["auto", "small", "large", "learned", "analytic"] = setting("auto", "standard deviation of the noise a step adds")
 
     @property
-    def stochastic(self) -> bool:
-        """Always."""
-        return True
+    def draws(self) -> int:
+        """One."""
+        return 1
 
     def plan(self, model: Model, times: torch.Tensor) -> Plan:
         """Columns c_x0, c_xt, log of the least and of the largest std, all from `Process.posterior`; the last row's std is 0."""

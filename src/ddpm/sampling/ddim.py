@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ddpm.config import setting
 from ddpm.sampling.sampler import Plan, Row, Sampler, State, instants, pairs
@@ -24,14 +24,12 @@ class DDIM(Sampler):
     Reference: Song, Meng, Ermon, 2020, arXiv:2010.02502, eqs. 12 and 16.
     """
 
-    order: ClassVar[int] = 1
-    needs_mean: ClassVar[bool] = True
     eta: float = setting(0.0, "share of the chain's noise: 0 deterministic, 1 ancestral", low=0.0, high=1.0)
 
     @property
-    def stochastic(self) -> bool:
-        """Only with eta > 0."""
-        return self.eta > 0
+    def draws(self) -> int:
+        """One with eta > 0."""
+        return int(self.eta > 0)
 
     def plan(self, model: Model, times: torch.Tensor) -> Plan:
         """Columns alpha_s, c_eps, std, from `Process.implicit`; at `clean` they are 1, 0, 0."""

@@ -28,46 +28,72 @@ State = tuple["torch.Tensor", ...]  # fixed in number and size: what a multistep
 
 
 class Row(NamedTuple):
-    """One step: from `now` to `next`, with the method's coefficients, all () on the device."""
+    """One step: from `now` to `next`, with the method's coefficients and the further instants it calls the model at, all () on the device."""
 
     now: At
     next: At
     coefficients: tuple[torch.Tensor, ...]
+    stages: tuple[At, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table in float64 on the host: instants (steps + 1, the last `clean`) and coefficients (steps, K)."""
+    """A table in float64 on the host: instants (steps + 1, the last `clean`), coefficients (steps, K), and of each stage instants (steps,).
+
+    Instants may rise where a method goes back up to more noise.
+    """
 
     instants: At
     coefficients: torch.Tensor
+    stages: tuple[At, ...] = ()
 
     def __len__(self) -> int:
         return len(self.coefficients)
 
+    def called(self) -> torch.Tensor:
+        """log-SNR of every instant the model may be called at, stages included."""
+        return torch.cat([At(*(level[:-1] for level in self.instants)).log_snr, *(stage.log_snr for stage in self.stages)])
+
     def rows(self, like: torch.Tensor) -> list[Row]:
         """The table in x's precision on x's device, moved in one copy, a row a step."""
-        table = torch.cat(
-            [torch.stack([level[:-1] for level in self.instants] + [level[1:] for level in self.instants], 1), self.coefficients], 1
-        )
-        table = table.to(dtype=like.dtype).to(device=like.device)
-        return [Row(At(*row[:3]), At(*row[3:6]), tuple(row[6:])) for row in (tuple(line.unbind()) for line in table.unbind())]
+        columns = [level[:-1] for level in self.instants] + [level[1:] for level in self.instants]
+        columns += [level for stage in self.stages for level in stage]
+        head, width = len(columns), self.coefficients.shape[1]
+        table = torch.cat([torch.stack(columns, 1), self.coefficients], 1).to(dtype=like.dtype).to(device=like.device)
+        return [
+            Row(At(*cells[:3]), At(*cells[3:6]), cells[head : head + width], tuple(At(*cells[i : i + 3]) for i in range(6, head, 3)))
+            for cells in (line.unbind() for line in table.unbind())
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     """A sampling method. Members write `plan` and `step`; everything the process knows is put into the plan."""
 
-    order: ClassVar[int]  # of convergence to the probability flow; 1 for stochastic methods' weak order
-    needs_mean: ClassVar[bool]  # whether the prediction must be E[x0|x]: True for everything that solves an ODE or SDE
+    needs_mean: ClassVar[bool] = True  # whether the prediction must be E[x0|x], as everything needs that solves an ODE or SDE
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
+    def convergence(self) -> int:
+        """Order at which its end point approaches the probability flow's; 1 for stochastic methods, whose law does."""
+        return 1
+
+    @property
+    def least(self) -> int:
+        """The fewest steps a plan may have."""
+        return 1
+
+    @property
     @abstractmethod
+    def draws(self) -> int:
+        """How many unit normals for each sample a step wants: z is None for 0, (B, *D) for 1, (draws, B, *D) for more."""
+
+    @property
     def stochastic(self) -> bool:
-        """Whether a step wants unit normals z; without, it is handed None."""
+        """Whether a step wants unit normals z."""
+        return self.draws > 0
 
     @abstractmethod
     def plan(self, model: Model, times: torch.Tensor) -> Plan:
@@ -84,6 +110,15 @@ class Sampler(ABC):
     def calls(self, steps: int) -> int:
         """Network calls of a plan of `steps`."""
         return steps
+
+
+def steps_for(sampler: Sampler, calls: int) -> int:
+    """The most steps whose network calls stay within `calls`; ConfigError where not even the fewest steps do."""
+    steps = max((n for n in range(1, calls + 1) if sampler.calls(n) <= calls), default=0)
+    if steps < sampler.least:
+        needed = sampler.calls(sampler.least)
+        raise ConfigError(f"nfe: got {calls}, {type(sampler).__name__} needs at least {needed} network calls; allow more, or name another sampler")
+    return steps
 
 
 def instants(process: Process, times: torch.Tensor) -> At:

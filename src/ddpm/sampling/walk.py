@@ -34,9 +34,11 @@ def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid |
         raise ConfigError(
             f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler"
         )
+    if steps < sampler.least:
+        raise ConfigError(f"steps: got {steps}, {type(sampler).__name__} needs at least {sampler.least}; take more steps, or a lower order")
     times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
     plan = sampler.plan(denoiser.bind(cond), times)
-    called = denoiser.process.log_snr(times)
+    called = plan.called()
     low, high = denoiser.log_snr_range
     if called.min() < low or called.max() > high:
         raise ConfigError(
@@ -99,10 +101,18 @@ def trajectory(
     state = sampler.init(x)
     yield Frame(0, opening, x, None)
     for k, row in enumerate(plan.rows(x)):
-        z = normals(seed, indices, denoiser.shape, "step", k, dtype).to(device) if sampler.stochastic else None
+        z = _noise(sampler.draws, seed, indices, denoiser.shape, k, dtype)
+        z = z if z is None else z.to(device)
         with nullcontext() if denoiser.needs_grad else torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             x, state, prediction = sampler.step(model, x, row, state, z)
         yield Frame(k + 1, row.next, x, prediction)
+
+
+def _noise(draws: int, seed: int, indices: Sequence[int], shape: tuple[int, ...], step: int, dtype: torch.dtype) -> Tensor | None:
+    """z of one step: None, (B, *D), or (draws, B, *D); of each sample a function of (seed, index, step)."""
+    if draws < 2:
+        return normals(seed, indices, shape, "step", step, dtype) if draws else None
+    return normals(seed, indices, (draws, *shape), "step", step, dtype).transpose(0, 1).contiguous()
 
 
 def sample(
