@@ -9,7 +9,7 @@ import sys
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = ["ddpm.process", "ddpm.denoiser", "ddpm.objective", "ddpm.sampling"]
+CHECKED = ["ddpm.process", "ddpm.denoiser", "ddpm.objective", "ddpm.sampling", "ddpm.likelihood"]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in scripts and under nohup; children would inherit it, and some are sent Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,7 +19,9 @@ class _Lazy:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        value = getattr(importlib.import_module(self._name), attribute)
+        setattr(self, attribute, value)  # the next look-up does not come here: torch.compile cannot follow an import
+        return value
 
 
 torch = _Lazy("torch")

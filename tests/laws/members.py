@@ -20,6 +20,7 @@ from ddpm.objective import (
     Denoising,
     EDMWeighting,
     Hybrid,
+    LearnedSchedule,
     LogitNormal,
     LogNormalSigma,
     LossSettings,
@@ -40,14 +41,17 @@ from ddpm.process import (
     SCHEDULES,
     VE,
     VPSDE,
+    Below,
     Cosine,
     Full,
     Grid,
     Karras,
     Leading,
+    Level,
     Linear,
     Listed,
     LogSNR,
+    LogSNRTable,
     Quadratic,
     Schedule,
     Shifted,
@@ -59,7 +63,18 @@ from ddpm.process import (
     ZeroTerminalSNR,
 )
 from ddpm.process import Sigmoid as SigmoidSchedule
-from ddpm.sampling import DDIM, SAMPLERS, Ancestral, Sampler
+from ddpm.sampling import (
+    DDIM,
+    PRESETS,
+    SAMPLERS,
+    Ancestral,
+    EulerMaruyama,
+    Langevin,
+    Multistep,
+    Restart,
+    Sampler,
+    SingleStep,
+)
 
 M = TypeVar("M")
 
@@ -101,6 +116,8 @@ schedules: list[Schedule] = complete(
         EDM(),
         EDM(T=40),
         Table(betas=tuple(0.01 + 0.005 * i for i in range(40))),
+        LogSNRTable(log_snr=tuple(9.0 - 0.6 * i - 0.02 * i * i for i in range(20))),
+        LogSNRTable(log_snr=(10.0, 9.5, 2.0, -1.0, -1.2, -8.0), T=50),
         Shifted(base=Linear(), shift=2.0),
         Shifted(base=Straight(), shift=3.0),
         Shifted(base=Cosine(clip=None), shift=0.5),
@@ -121,7 +138,11 @@ grids: list[Grid] = complete(
         LogSNR(),
         Karras(),
         Karras(rho=3.0),
+        Level(),
+        Level(shift=3.0),
         Listed(at=(0.9, 0.5, 0.1)),
+        Below(),
+        Below(base=LogSNR(), begin=0.7),
     ],
 )
 
@@ -163,6 +184,7 @@ losses: list[LossSettings] = complete(
         Stepwise(reduced=False),
         Stepwise(reduced=True),
         Stepwise(reduced=True, variance="large"),
+        LearnedSchedule(),
     ],
 )
 continuous_losses = [loss for loss in losses if isinstance(loss, Denoising)]  # the others are defined on a chain
@@ -177,6 +199,21 @@ samplers: list[Sampler] = complete(
         DDIM(),
         DDIM(eta=0.5),
         DDIM(eta=1.0),
+        *dict.fromkeys(preset.value for preset in PRESETS if preset.value not in (Ancestral(), DDIM())),
+        Multistep(order=1, noise=1.0),
+        Multistep(rule="exact"),
+        Multistep(prediction="eps"),
+        Multistep(order=1, corrector=True),
+        Multistep(corrector=True, rule="bh1"),
+        Multistep(variable="ratio", order=3),
+        Multistep(variable="level", order=2, noise=0.5, rule="exact"),
+        Multistep(variable="time", order=2, corrector=True),
+        SingleStep(prediction="x0", order=3),
+        SingleStep(churn=5.0),
+        EulerMaruyama(),
+        Langevin(corrections=2),
+        Restart(),
+        Restart(low=0.1, high=1.0, repeats=2, inner=2),
     ],
 )
 ode_samplers = [sampler for sampler in samplers if not sampler.stochastic]

@@ -56,6 +56,30 @@ MUTATIONS = (
         *("s, t = process.at((times - (1000 // len(times)) / 1000).clamp(min=0.0)), pairs(at)[1]", ("test_samplers_stochastic.py",)),
     ),
     Mutation(
+        *("sigma_t for sigma_s: multistep methods", "process/flow.py", "s.alpha.clone(), s.sigma * q, s.sigma"),
+        *("s.alpha.clone(), t.sigma * q, s.sigma", SAMPLERS),
+    ),
+    Mutation(
+        *("the previous instant re-derived: multistep", "sampling/multistep.py", "t, s = self.at.take(rows), self.at.take(rows + 1)"),
+        *("t, s = self.at.take(rows), self.process.at((self.at.t[rows] - 1 / len(self.at.t)).clamp(min=0.0))", SAMPLERS),
+    ),
+    Mutation(
+        *("half a difference: the weight of the third prediction", "sampling/integrals.py", "(v - nodes[:, i : i + 1]) / (nodes[:, j"),
+        *("(v - nodes[:, i : i + 1]) / (1 + (count == 3)) / (nodes[:, j", SAMPLERS),
+    ),
+    Mutation(
+        *("a corrector that forgets what the predictor had added", "sampling/multistep.py", "again[:, 1:] -= ahead[:-1, :-1]"),
+        *("again[:, 1:] -= 0.5 * ahead[:-1, :-1]", SAMPLERS),
+    ),
+    Mutation(
+        *("sigma_t for sigma_s: the way back up", "sampling/singlestep.py", "up, std = process.transition(now, begin)"),
+        *("up, std = process.transition(now, begin)[0], begin.sigma", ("test_samplers_stochastic.py",)),
+    ),
+    Mutation(
+        *("a velocity returned as noise: what is remembered", "sampling/multistep.py", 'if kind == "x0" else prediction.eps\n'),
+        *('if kind == "x0" else prediction.eps - prediction.x0\n', SAMPLERS),
+    ),
+    Mutation(
         *("a velocity returned as noise: parameterizations", "denoiser/parameterization.py", "(at.alpha * output - a * x) / d, variance)"),
         *("(at.alpha * output - a * x) / d - (b * x - at.sigma * output) / d, variance)", ("test_parameterization.py",)),
     ),

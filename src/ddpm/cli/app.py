@@ -24,6 +24,12 @@ from ddpm.errors import ConfigError, DDPMError, DiskError
 COMMANDS = {
     "train": "train a model on your data; the same command again resumes",
     "sample": "draw samples from a trained model",
+    "interpolate": "show what lies between two samples, according to a trained model",
+    "inpaint": "fill the missing part of a picture, in several ways that fit the rest",
+    "tune": "find the sampler and noise levels that suit a trained model best at so many network calls",
+    "classifier": "train the classifier of a run that `ddpm sample --guidance-kind classifier` follows",
+    "likelihood": "how probable data are under a trained model: bits per dimension, by three routes",
+    "schedule": "write the noise schedule a run has learned, to train other models with it",
     "inspect": "show what is in a data set, before training on it",
     "completion": "print the script that completes commands and flags in your shell",
 }

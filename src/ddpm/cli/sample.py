@@ -6,7 +6,6 @@ It needs no flag but the run, unless the model is conditioned on vectors.
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
+from ddpm.cli.guiding import Guiding
+from ddpm.cli.starting import Starting, refuse_image_models
+from ddpm.cli.tuned import AUTO, settle
+from ddpm.config import Families, Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
 from ddpm.process import GRIDS, Full, Grid, Listed
-from ddpm.sampling import DDIM, SAMPLERS, Sampler
+from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Sampler
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +33,9 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
   ddpm sample runs/digits --sampler ancestral --steps 1000
   ddpm sample runs/digits --format npz --n 10000 --out samples/
   ddpm sample runs/digits --film                     the denoising as an animation
+  ddpm sample runs/digits --from drawing.png --strength 0.5    variations of a picture
 """
-FAMILIES: dict[type, tuple[type, ...]] = {Sampler: SAMPLERS, Grid: GRIDS}
+FAMILIES: Families = {Sampler: (*SAMPLERS, *PRESETS, AUTO), Grid: GRIDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +46,21 @@ class SampleConfig:
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
     vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
-    guidance: float = setting(
-        1.0,
-        "classifier-free guidance: 1 the conditional model, 0 unconditional, more: closer to the class",
-        low=-100.0,
-        high=100.0,
-        group="what",
+    guide: Guiding = setting(Guiding(), "", flat=True)
+    start: Starting = setting(Starting(), "", flat=True)
+    sampler: Sampler = setting(
+        DDIM(), "method; auto: what ddpm tune found for this run, else a good choice; without the flag: what it found, else", group="how"
     )
-    sampler: Sampler = setting(DDIM(), "method", group="how")
-    steps: int | None = setting(
-        None, "network calls for each sample; none: 50, or a shorter chain's own", low=1, high=1_000_000, group="how"
+    steps: int | None = setting(None, "steps; none: what was tuned, else 50, or a shorter chain's own", low=1, high=1_000_000, group="how")
+    nfe: int | None = setting(
+        None, "network calls for each sample, instead of --steps: some samplers make several a step", low=1, high=1_000_000, group="how"
     )
     grid: Grid | None = setting(None, "which noise levels are visited; none: what suits the schedule", group="how")
     clip: Literal["auto", "off", "static", "dynamic"] = setting(
         "auto", "keep predictions in the data's range; auto: for pictures and other levels", group="how"
+    )
+    clip_quantile: float = setting(
+        0.995, "of |x0|: what clip dynamic clips to, then scales back into the range", above=0.0, high=1.0, group="how"
     )
     weights: Literal["ema", "raw"] = setting("ema", "the averaged weights, or the last ones", group="how")
     step: int | None = setting(None, "training step of the checkpoint; none: the newest", low=0, group="how")
@@ -70,8 +74,8 @@ class SampleConfig:
     film: bool = setting(False, "also write a strip and an animation of the denoising", group="output")
 
     def __post_init__(self) -> None:
-        problems = [] if math.isfinite(self.guidance) else [f"guidance: got {self.guidance}, must be finite"]
-        check(self, problems)
+        both = self.nfe is not None and self.steps is not None
+        check(self, ["nfe: says the same as steps in network calls; give one of the two"] if both else [])
 
 
 def add(parser: Parser) -> None:
@@ -98,8 +102,6 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
         raise ConfigError("--classes: this model was trained without classes")
     if config.vector is not None and len(config.vector) != len(vector):
         raise ConfigError(f"--vector: got {len(config.vector)} numbers, this model takes {len(vector)}: {', '.join(vector) or 'none'}")
-    if config.guidance != 1.0 and not (names or vector):
-        raise ConfigError(f"--guidance {config.guidance}: this model has no condition to be guided by; it was trained without labels")
     cond: dict[str, torch.Tensor] = {}
     if names:
         unknown = [name for name in config.classes or () if name not in names]
@@ -141,6 +143,8 @@ def film(
     cond: dict[str, torch.Tensor] | None,
     autocast: torch.dtype | None,
     folder: Path,
+    grid_walked: Grid | None,
+    start: torch.Tensor | None,
 ) -> list[Path]:
     """Walk up to 36 samples once more and keep the frames."""
     from ddpm.data.export import as_pictures, grid, save_film
@@ -156,11 +160,13 @@ def film(
         shown,
         steps=steps,
         sampler=config.sampler,
-        grid=config.grid,
+        grid=grid_walked,
         seed=config.seed,
         indices=indices,
+        start=None if start is None else start[indices],
         cond=picked,
         clip=config.clip,
+        clip_quantile=config.clip_quantile,
         autocast=autocast,
     )
     for frame in walk:
@@ -200,8 +206,8 @@ def _write(config: SampleConfig, drawn: Any, labels: Any, names: list[str], code
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Load, draw, write."""
-    config = resolve(SampleConfig, [flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)], FAMILIES)
-    from ddpm.guidance import ClassifierFree
+    typed = flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)
+    config = resolve(SampleConfig, [typed], FAMILIES)
     from ddpm.sampling import sample
     from ddpm.training.machine import choose
     from ddpm.training.state import load_with_card
@@ -210,43 +216,41 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model: NetworkDenoiser = loaded.to(machine.device)
     output_format(config, model.shape)
+    config, chosen = settle(config, typed, args.run_folder, model.process)
     length = model.process.schedule.T
     steps = config.steps or (len(config.grid.at) if isinstance(config.grid, Listed) else None)
-    steps = steps or (length if isinstance(config.grid, Full) and length else min(50, length or 50))
-    if document["cond"]["image"]:
-        raise ConfigError(
-            f"{args.run_folder}: this model needs a condition image of {document['cond']['image']} channels beside each sample; "
-            'draw from it in Python: ddpm.sample(denoiser, n, cond={"image": images})'
-        )
-    if config.guidance != 1.0 and document["cond_dropout"] == 0.0:
-        raise ConfigError(
-            f"--guidance {config.guidance}: this model was trained with --cond-dropout 0, so it knows no unconditional answer; "
-            "leave guidance at 1"
-        )
-    cond = conditions(config, document["classes"], document["vector"])
+    steps = steps or (length if isinstance(config.grid, Full) and length else min(50, config.start.knots(length) or 50))
+    refuse_image_models(args.run_folder, document["cond"]["image"])
+    config.guide.check_model(document)
+    guided, names = config.guide.guided(model, document, args.run_folder, config.weights)
+    cond = conditions(config, names, document["vector"])
+    cond = config.start.told(cond, config.classes, document["cond_dropout"])
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
-    guided = ClassifierFree(model, config.guidance) if config.guidance != 1.0 else model
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
     folder = free_folder(Path(config.out) if config.out else None, home / "samples" / f"seed-{config.seed}")  # never inside a checkpoint
+
+    grid_walked = config.start.grid(config.grid)
+    start = config.start.tensor(model, config.n, steps, grid_walked, config.seed)
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty() and (done % max(1, total // 100) == 0 or done == total):
             print(f"\rsampling {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     drawn = sample(
-        guided, config.n, steps=steps, sampler=config.sampler, grid=config.grid, seed=config.seed, cond=cond, clip=config.clip,
-        batch=config.batch, autocast=machine.autocast, progress=progress,
+        guided, config.n, steps=steps, sampler=config.sampler, grid=grid_walked, seed=config.seed, cond=cond, clip=config.clip,
+        clip_quantile=config.clip_quantile, batch=config.batch, start=start, autocast=machine.autocast, progress=progress,
     ).cpu().numpy()  # fmt: skip
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
     try:
-        written = _write(config, drawn, labels, document["classes"], model.codec, folder)
+        written = _write(config, drawn, labels, names, model.codec, folder)
         if config.film:
-            written += film(guided, model.codec, config, steps, cond, machine.autocast, folder)
+            written += film(guided, model.codec, config, steps, cond, machine.autocast, folder, grid_walked, start)
     except OSError as error:
         raise DiskError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
     clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
-    how = f"{type(config.sampler).__name__}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights"
-    print(f"{config.n} samples by {how}")
+    how = f"{type(config.sampler).__name__}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights{config.guide.told}"
+    what = f"variations of {config.start.source} from t = {config.start.begin:g}" if start is not None else "samples"
+    print(f"{config.n} {what} by {how}{chosen}")
     for path in written:
         print(f"  {shlex.quote(str(path))}")
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ddpm.config.fields import Families, arms, default_of, has_name, hints_of, limits_of, members, nearest, plain, settings_of
+from ddpm.config.fields import Families, arms, default_of, has_name, hints_of, limits_of, members, nearest, plain, presets, settings_of
 from ddpm.config.values import Refused, read_value, show
 from ddpm.errors import ConfigError
 
@@ -64,7 +64,8 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], families: Families | Non
 
     Args:
         cls: a dataclass, or the base class of a family (then the mapping's `"name"` chooses the member).
-        mapping: plain values; a family's member is `{"name": "Cosine", "clip": 0.9}` or just `"cosine"` (case, `-` and `_` do not matter).
+        mapping: plain values; a family's member is `{"name": "Cosine", "clip": 0.9}` or just `"cosine"` (case, `-` and `_` do not matter);
+            a preset is named likewise, and single settings of it may be said beside.
         families: the members of each base class that annotations use.
         where: file the mapping comes from, named in messages.
         text: all values are strings as typed on a command line.
@@ -177,6 +178,7 @@ class _Builder:
     def member(self, hint: Any, default: Any, given: Sequence[tuple[Layer, Any]], path: str) -> Any:
         """The member of a family that was named last, with the settings said of it; None where that was said last; _FAILED."""
         known = {plain(cls.__name__): cls for cls in members(hint, self.families)}
+        ready = {plain(name): value for name, value in presets(hint, self.families).items()}
         only = next(iter(known.values())) if len(known) == 1 else None
         chosen, absent, tables = only, default is None and None in arms(hint), list[Layer]()
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
@@ -189,11 +191,14 @@ class _Builder:
                 value = to_dict(value, named=only is None or not isinstance(value, only))
             table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"name": value}
             if "name" in table and not (only is not None and "name" in settings_of(only) and isinstance(value, Mapping)):
-                named = known.get(plain(_text(table["name"])))
-                if named is None:
+                wanted = plain(_text(table["name"]))
+                if wanted in ready:
+                    chosen, tables = type(ready[wanted]), [Layer("", to_dict(ready[wanted]))]
+                elif wanted not in known:
                     return self._unknown_member(_label(path, layer, table["name"]), table["name"], hint, list(known.values()))
-                tables = tables if named is chosen else []
-                chosen = named
+                else:
+                    tables = tables if known[wanted] is chosen else []
+                    chosen = known[wanted]
                 table = {key: entry for key, entry in table.items() if key != "name"}
             absent = False
             tables.append(Layer(layer.source, table, layer.text))
@@ -258,8 +263,8 @@ class _Builder:
         if len(known) == 1:
             allowed = f"a table of {', '.join(settings_of(known[0]))}"
         else:
-            allowed = ", ".join(cls.__name__ for cls in known)
-        near = nearest(_text(value), [cls.__name__ for cls in known])
+            allowed = ", ".join([*(cls.__name__ for cls in known), *presets(hint, self.families)])
+        near = nearest(_text(value), [*(cls.__name__ for cls in known), *presets(hint, self.families)])
         self.problems.append(
             f"{label} is {shown}; {f'did you mean {near}? ' if near else ''}allowed: {allowed}{', or none' if None in arms(hint) else ''}"
         )

@@ -8,9 +8,17 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
-Families = Mapping[type, tuple[type, ...]]
+
+class Preset(NamedTuple):
+    """A member of a family with settings of its own, under a name of its own."""
+
+    name: str
+    value: Any
+
+
+Families = Mapping[type, tuple["type | Preset", ...]]
 """The members of each family, keyed by the base class that settings are annotated with: `{Schedule: (Linear, Cosine)}`."""
 
 
@@ -107,12 +115,18 @@ def members(hint: Any, families: Families) -> tuple[type, ...]:
         if not isinstance(arm, type):
             continue
         if arm in families:
-            found += families[arm]
+            found += [member for member in families[arm] if isinstance(member, type)]
         elif inspect.isabstract(arm):
             raise TypeError(f"{arm.__name__} is abstract; list its members: families={{{arm.__name__}: (...,)}}")
         elif dataclasses.is_dataclass(arm):
             found.append(arm)
     return tuple(found)
+
+
+def presets(hint: Any, families: Families) -> dict[str, Any]:
+    """The named settings of the families in an annotation, by name."""
+    listed = [member for arm in arms(hint) if isinstance(arm, type) for member in families.get(arm, ())]
+    return {member.name: member.value for member in listed if isinstance(member, Preset)}
 
 
 def has_name(hint: Any, member: type) -> bool:
@@ -121,8 +135,8 @@ def has_name(hint: Any, member: type) -> bool:
 
 
 def plain(name: str) -> str:
-    """A name as compared: `vp-sde`, `VP_SDE` and `VPSDE` are the same."""
-    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    """A name as compared: `vp-sde`, `VP_SDE` and `VPSDE` are the same, and so are `dpm++2m` and `DPMpp_2M`."""
+    return name.lower().replace("++", "pp").replace("-", "").replace("_", "").replace(" ", "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from ddpm.config.build import Layer, Typed
-from ddpm.config.fields import Families, arms, default_of, hints_of, limits_of, members, nearest, settings_of
+from ddpm.config.fields import Families, arms, default_of, hints_of, limits_of, members, nearest, presets, settings_of
 from ddpm.errors import ConfigError
 
 
@@ -103,7 +103,8 @@ def _walk(
         title = about.get("group") or group
         hidden = advanced or about.get("advanced", False)
         if not known or named:
-            help = {_explain(field, hint, default, known): (cls.__name__,) if above else ()}
+            choices = [*(member.__name__ for member in known), *presets(hint, families)]
+            help = {_explain(field, default, choices, None in arms(hint)): (cls.__name__,) if above else ()}
             yield Flag(option, here, field, hint, title, hidden, help, known, len(above) == len(set(above)))
         if above.count(known) > 1:
             continue
@@ -115,13 +116,13 @@ def _walk(
             yield from _walk(member, families, inner, here, "--" if flat else f"{option}.", heading, hidden or named, deeper)
 
 
-def _explain(field: dataclasses.Field[Any], hint: Any, default: Any, known: tuple[type, ...]) -> str:
+def _explain(field: dataclasses.Field[Any], default: Any, choices: list[str], optional: bool) -> str:
     parts = [f"default {_show_default(default)}"] if default is not dataclasses.MISSING else ["required"]
     if str(limits_of(field)):
         parts.append(str(limits_of(field)))
-    if known:
-        parts.append(f"one of {', '.join(member.__name__ for member in known)}")
-    if None in arms(hint) and default is not None:
+    if choices:
+        parts.append(f"one of {', '.join(choices)}")
+    if optional and default is not None:
         parts.append("or none")
     return f"{field.metadata.get('help', '')} ({', '.join(parts)})".strip()
 

@@ -77,3 +77,7 @@ class Codec:
         data.
         """
         return None if self.bins is None else 1.0 / self._fit(self.scale, x)
+
+    def unit(self, x: torch.Tensor) -> torch.Tensor:
+        """What 1 in the space diffused in is in the data's own units, per channel, to broadcast over x: |d raw / d x|."""
+        return self._fit(self.scale, x).abs()

@@ -75,6 +75,10 @@ class Denoiser(nn.Module, ABC):
         some = next(iter(cond.values()))
         return {**cond, "null": torch.ones(len(some), dtype=torch.bool, device=some.device)}
 
+    def within(self, ratios: tuple[float, float]) -> Denoiser:
+        """What to call where every sigma/alpha lies within [least, most]: itself, unless something cheaper says the same there."""
+        return self
+
     def bind(self, cond: Cond = None) -> BoundModel:
         """The model a sampler sees: this denoiser at one condition."""
         return BoundModel(self, cond)

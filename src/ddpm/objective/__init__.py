@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
+from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LearnedSchedule, LossSettings, Stepwise, VariationalBound
 from ddpm.objective.times import TIMES, LogitNormal, LogNormalSigma, Stratified, Times, UniformTimes
 from ddpm.objective.weighting import P2, WEIGHTINGS, Bound, EDMWeighting, LevelWeighting, MinSNR, Sigmoid, Simple, Target, Weighting
 
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from ddpm.objective.bound import prior_term as prior_term
     from ddpm.objective.bound import step_term as step_term
     from ddpm.objective.bound import variational_bound as variational_bound
+    from ddpm.objective.classification import noisy_cross_entropy as noisy_cross_entropy
+    from ddpm.objective.learned_schedule import LearnedScheduleLoss as LearnedScheduleLoss
     from ddpm.objective.losses import Draws as Draws
     from ddpm.objective.losses import Loss as Loss
     from ddpm.objective.losses import target_error as target_error
 
 _MODULES = {  # these are torch modules, imported when first asked for
     **dict.fromkeys(("decoder_nll", "gaussian_kl", "mean_flat", "prior_term", "step_term", "variational_bound"), "ddpm.objective.bound"),
+    "noisy_cross_entropy": "ddpm.objective.classification",
+    "LearnedScheduleLoss": "ddpm.objective.learned_schedule",
     **dict.fromkeys(("Draws", "Loss", "target_error"), "ddpm.objective.losses"),
 }
 
@@ -35,6 +39,8 @@ __all__ = [
     "Draws",
     "EDMWeighting",
     "Hybrid",
+    "LearnedSchedule",
+    "LearnedScheduleLoss",
     "LevelWeighting",
     "LogNormalSigma",
     "LogitNormal",
@@ -53,6 +59,7 @@ __all__ = [
     "decoder_nll",
     "gaussian_kl",
     "mean_flat",
+    "noisy_cross_entropy",
     "prior_term",
     "step_term",
     "target_error",

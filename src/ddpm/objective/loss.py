@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, setting
 from ddpm.objective.times import Times, UniformTimes
-from ddpm.objective.weighting import Simple, Weighting
+from ddpm.objective.weighting import Bound, Simple, Weighting
 
 if TYPE_CHECKING:
     from ddpm.objective.losses import Loss
@@ -119,4 +119,26 @@ class Stepwise(LossSettings):
         return StepwiseLoss(self)
 
 
-LOSSES = (Denoising, VariationalBound, Hybrid, Stepwise)
+@dataclass(frozen=True, kw_only=True)
+class LearnedSchedule(LossSettings):
+    """The weighted regression with noise levels drawn from a schedule that learns: a monotone network of log-SNR inside the loss.
+
+    The expected loss is that of `Denoising(weighting)` in continuous time whatever the network does; the network is trained to make
+    E[loss^2], so the variance of the estimate, least: its density tends to the root mean square of the integrand at each log-SNR. The
+    published objective learns the end points by the bound too; here they are those of the denoiser's own schedule (within -14..14).
+    `LearnedScheduleLoss.table` and `ddpm schedule RUN` export it.
+
+    Reference: Kingma et al., 2021, arXiv:2107.00630, sections 4.1 and 5, appendices H and I.2.
+    """
+
+    weighting: Weighting = setting(Bound(), "how much each noise level counts; Bound: the variational bound")
+    features: int = setting(32, "sigmoids in the monotone network", low=1, high=4096)
+
+    def build(self) -> Loss:
+        """A `LearnedScheduleLoss`."""
+        from ddpm.objective.learned_schedule import LearnedScheduleLoss
+
+        return LearnedScheduleLoss(self)
+
+
+LOSSES = (Denoising, VariationalBound, Hybrid, Stepwise, LearnedSchedule)

@@ -1,12 +1,26 @@
 """The augmentation: schedules, the process q with every formula, and the grids a sampler walks."""
 
-from ddpm.process.derived import Shifted, Table, ZeroTerminalSNR, betas_from_alpha_bar
-from ddpm.process.grid import Full, Grid, Karras, Leading, Listed, LogSNR, Quadratic, Trailing, Uniform, default_grid
+from ddpm.process.derived import LogSNRTable, Shifted, Table, ZeroTerminalSNR, betas_from_alpha_bar
+from ddpm.process.grid import (
+    Below,
+    Full,
+    Grid,
+    Karras,
+    Leading,
+    Level,
+    Listed,
+    LogSNR,
+    Quadratic,
+    Trailing,
+    Uniform,
+    default_grid,
+    log_snr_ends,
+)
 from ddpm.process.process import At, Process
 from ddpm.process.schedule import EDM, VE, VPSDE, Cosine, Linear, Schedule, Sigmoid, Straight, SubVP
 
-SCHEDULES = (Linear, Cosine, Sigmoid, VPSDE, SubVP, Straight, VE, EDM, Table, Shifted, ZeroTerminalSNR)
-GRIDS = (Full, Trailing, Uniform, Leading, Quadratic, LogSNR, Karras, Listed)
+SCHEDULES = (Linear, Cosine, Sigmoid, VPSDE, SubVP, Straight, VE, EDM, Table, LogSNRTable, Shifted, ZeroTerminalSNR)
+GRIDS = (Full, Trailing, Uniform, Leading, Quadratic, LogSNR, Karras, Level, Listed, Below)
 
 __all__ = [
     "EDM",
@@ -15,14 +29,17 @@ __all__ = [
     "VE",
     "VPSDE",
     "At",
+    "Below",
     "Cosine",
     "Full",
     "Grid",
     "Karras",
     "Leading",
+    "Level",
     "Linear",
     "Listed",
     "LogSNR",
+    "LogSNRTable",
     "Process",
     "Quadratic",
     "Schedule",
@@ -36,4 +53,5 @@ __all__ = [
     "ZeroTerminalSNR",
     "betas_from_alpha_bar",
     "default_grid",
+    "log_snr_ends",
 ]

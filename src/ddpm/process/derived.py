@@ -10,10 +10,12 @@ from jaxtyping import Float
 
 from ddpm.config import check, setting
 from ddpm.process.schedule import EDM, VE, Linear, Schedule, Straight, VariancePreserving
-from ddpm.process.tables import interpolate, log_alpha_knots
+from ddpm.process.tables import interpolate, log_alpha_knots, smooth
 
 if TYPE_CHECKING:
     import torch
+else:
+    from ddpm.lazy import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Table(VariancePreserving):
     """A variance-preserving chain given by its betas, q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i); log alpha interpolated
     between the knots.
 
-    T defaults to the number of betas. A learned schedule is exported in this form.
+    T defaults to the number of betas.
     """
 
     betas: tuple[float, ...] = setting((), "the chain's betas, each in (0, 1)")
@@ -112,6 +114,34 @@ class ZeroTerminalSNR(Schedule):
         """sqrt((1 - alpha')(1 + alpha')) with 1 - alpha' = (1 - alpha)/(1 - alpha(1)) and 1 - alpha = sigma^2 / (1 + alpha)."""
         gap = self.base.sigma(t) ** 2 / (1 + self.base.alpha(t)) / (1 - self._end(t))
         return (gap * (1 + self.alpha(t))).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSNRTable(VariancePreserving):
+    """A variance-preserving schedule given by its log-SNR at even times from the first instant (1/T or `t_min`) to 1: what a learned
+    schedule is exported as.
+
+    Between the knots a monotone cubic; below the first instant, where no network is called, sigma falls as t does, log_snr =
+    log_snr(first) - 2 log(t / first), so that sigma(0) = 0.
+
+    Reference: learned: Kingma et al., 2021, arXiv:2107.00630, eq. 3; monotone cubics: Fritsch, Carlson, 1980, SIAM J. Numer. Anal. 17(2).
+    """
+
+    log_snr: tuple[float, ...] = setting((13.8, -13.8), "log-SNR at even times, falling strictly")
+
+    def __post_init__(self) -> None:
+        falls = len(self.log_snr) > 1 and all(a > b for a, b in zip(self.log_snr, self.log_snr[1:], strict=False))
+        finite = all(math.isfinite(value) for value in self.log_snr)
+        problems = [] if falls and finite else ["log_snr: must hold at least two finite numbers, each below the one before it"]
+        check(self, problems if self.first < 1.0 else [*problems, "T: got 1, a table of log-SNR needs at least 2 steps"])
+
+    def log_alpha(self, t: Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
+        """1/2 log sigmoid(log_snr)."""
+        below = t < self.first * (1.0 - 1e-9)  # i/T * T may miss i by an ulp
+        place = (t - self.first) / (1.0 - self.first)
+        rising = 2.0 * (t / self.first).log()
+        low = torch.where(below, rising - self.log_snr[0], -smooth(self.log_snr, torch.where(below, place.detach() * 0.0, place)))
+        return -0.5 * low.exp().log1p()
 
 
 def betas_from_alpha_bar(alpha_bar: tuple[float, ...]) -> tuple[float, ...]:

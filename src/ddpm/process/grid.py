@@ -128,8 +128,8 @@ class Quadratic(Grid):
         )
 
 
-def _ends(process: Process) -> tuple[float, float]:
-    """log-SNR at t = 1 and at the first instant, kept finite."""
+def log_snr_ends(process: Process) -> tuple[float, float]:
+    """log-SNR at t = 1 and at the first instant, each kept within -14..14."""
     low, high = LOG_SNR_RANGE
     return max(process.log_snr(1.0).item(), low), min(process.log_snr(process.schedule.first).item(), high)
 
@@ -150,7 +150,7 @@ class LogSNR(Grid):
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """time_of(linspace(log_snr(1), log_snr(first), steps))."""
         _checked(process, steps)
-        return _from_log_snr(process, torch.linspace(*_ends(process), steps, dtype=torch.float64), "log-SNR")
+        return _from_log_snr(process, torch.linspace(*log_snr_ends(process), steps, dtype=torch.float64), "log-SNR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,28 @@ class Karras(Grid):
     def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
         """(sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho in sigma/alpha."""
         _checked(process, steps)
-        noisy, clean = (torch.tensor(-end / 2 / self.rho, dtype=torch.float64).exp().item() for end in _ends(process))
+        noisy, clean = (torch.tensor(-end / 2 / self.rho, dtype=torch.float64).exp().item() for end in log_snr_ends(process))
         return _from_log_snr(process, -2 * self.rho * torch.linspace(noisy, clean, steps, dtype=torch.float64).log(), "Karras")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Grid):
+    """Trailing in the level u = sigma/(alpha + sigma): u = u(1) shift v / (1 + (shift - 1) v), v = k/steps, k = steps..1.
+
+    On the straight schedule the trailing grid itself, shift > 1 spending more steps on noise. Reference: Esser et al., 2024,
+    arXiv:2403.03206, eq. 23 (the shift).
+    """
+
+    shift: float = setting(1.0, "larger: more steps at high noise", above=0.0)
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """time_of the levels, the last not below the first instant trained on."""
+        _checked(process, steps)
+        end = float(process.at(1.0).level)
+        least = float(process.at(process.schedule.first).level) / end
+        v = torch.linspace(1.0, max(1.0 / steps, least / (self.shift - (self.shift - 1.0) * least)), steps, dtype=torch.float64)
+        u = end * self.shift * v / (1.0 + (self.shift - 1.0) * v)
+        return _from_log_snr(process, 2.0 * ((1.0 - u) / u).log(), "level")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +201,38 @@ class Listed(Grid):
         if steps != len(self.at):
             raise ConfigError(f"steps: got {steps}, but the grid lists {len(self.at)} instants")
         return _on_chain(process, torch.tensor(self.at, dtype=torch.float64), "listed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below(Grid):
+    """Another grid squeezed into [first, begin]: for a walk that starts from data perturbed to t = begin instead of from noise.
+
+    t -> first + (t - first) (begin - first)/(1 - first). On a chain rounded to different knots, of which round(begin T) lie below.
+    """
+
+    base: Grid | None = setting(None, "grid that is squeezed; none: what suits the schedule")
+    begin: float = setting(0.5, "t where it begins", above=0.0, high=1.0)
+
+    def times(self, process: Process, steps: int) -> Float64[torch.Tensor, "{steps}"]:
+        """The base's instants, squeezed; ConfigError where fewer than `steps` lie below `begin`."""
+        times = (self.base or default_grid(process, steps)).times(process, steps)
+        first = process.schedule.first
+        if self.begin < first or (self.begin == first and steps > 1):
+            raise ConfigError(f"begin: got {self.begin} for {steps} steps, must lie above {first:g}, the least noisy instant trained on")
+        squeezed = times if first == 1.0 else first + (times - first) * ((self.begin - first) / (1.0 - first))
+        return squeezed if process.schedule.T is None else self._apart(squeezed, process.schedule.T)
+
+    def _apart(self, times: torch.Tensor, length: int) -> torch.Tensor:
+        """Rounded to knots; those that fall together are moved down, or up where the chain ends."""
+        knots: list[int] = (times * length).round().clamp(min=1).int().tolist()
+        steps = len(knots)
+        if round(self.begin * length) < steps:
+            raise ConfigError(
+                f"steps: got {steps}, but this chain of {length} has {round(self.begin * length)} below t = {self.begin:g}; take fewer"
+            )
+        for i in range(1, steps):
+            knots[i] = min(knots[i], knots[i - 1] - 1)
+        return torch.tensor([max(knot, steps - i) for i, knot in enumerate(knots)], dtype=torch.float64) / length
 
 
 def default_grid(process: Process, steps: int) -> Grid:

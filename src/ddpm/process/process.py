@@ -5,6 +5,7 @@ Losses, samplers, bounds and guidance ask here; nobody else writes alpha and sig
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,20 @@ class At(NamedTuple):
     def log_snr(self) -> torch.Tensor:
         """log(alpha^2 / sigma^2); +inf at sigma = 0, -inf at alpha = 0."""
         return 2.0 * (self.alpha.log() - self.sigma.log())
+
+    @property
+    def ratio(self) -> torch.Tensor:
+        """sigma / alpha, noise over signal: the sigma of Karras et al.; 0 at the data, +inf at alpha = 0."""
+        return self.sigma / self.alpha
+
+    @property
+    def level(self) -> torch.Tensor:
+        """u = sigma / (alpha + sigma), from 0 at the data to 1 where alpha = 0."""
+        return self.sigma / (self.alpha + self.sigma)
+
+    def take(self, which: int | slice | torch.Tensor) -> At:
+        """Some of the instants."""
+        return At(*(value[which] for value in self))
 
     def like(self, x: torch.Tensor) -> At:
         """Cast to x's dtype and device, shaped (B, 1, ..., 1) or () to broadcast over x (B, *D)."""
@@ -121,6 +136,31 @@ class Process:
         c_x0, _, std = self.posterior(s, t)
         return std**2 + c_x0**2 * residual
 
+    def remaining(self, at: At, variance: float) -> torch.Tensor:
+        """Var[x0|x_t] per entry of isotropic Gaussian data of this variance c: sigma^2 c / (alpha^2 c + sigma^2).
+
+        Reference: c = 1, alpha = 1: Song et al., 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR, section 3.
+        """
+        return at.sigma**2 * variance / (at.alpha**2 * variance + at.sigma**2)
+
+    def tweedie(self, at: At) -> torch.Tensor:
+        """sigma^2 / alpha, by which E[x0|x_t] = (x_t + sigma^2 score) / alpha moves for a change of the score; inf at alpha = 0.
+
+        Differentiated once more: Cov[x0|x_t] = sigma^2/alpha dE[x0|x_t]/dx_t. Reference: Boys et al., 2023, arXiv:2310.06721, section 3.
+        """
+        return at.sigma**2 / at.alpha
+
+    def tilted(self, x0: torch.Tensor, eps: torch.Tensor, gradient: torch.Tensor, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x0, eps) under the density p(x_t) p(y|x_t), from those under p(x_t) and gradient = grad log p(y|x_t): x0 + sigma^2/alpha
+        gradient, eps - sigma gradient.
+
+        Unchanged at alpha = 0, where x_t holds nothing of y. Reference: Dhariwal, Nichol, 2021, arXiv:2105.05233, eq. 14; Song et al.,
+        2021, arXiv:2011.13456, appendix I.
+        """
+        gradient = gradient.where(at.alpha > 0, 0.0)
+        lever = self.tweedie(at).where(at.alpha > 0, 0.0)
+        return x0 + lever * gradient, eps - at.sigma * gradient
+
     def rates(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
         """d alpha/dt and d sigma/dt, by forward-mode differentiation of the schedule (one-sided at knots of a table)."""
         t = at.t.to(device="cpu", dtype=torch.float64)
@@ -137,31 +177,91 @@ class Process:
         d_alpha, d_sigma = self.rates(at)
         return d_alpha * x0 + d_sigma * eps
 
+    def straightened(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates in which the probability flow is regular at both ends, alpha = 0 and sigma = 0 included: y = x / scale against u.
+
+        scale = alpha + sigma, u = sigma / scale from 0 (data) to 1 (noise); y = (1 - u) x0 + u eps, so dy/du = eps - x0.
+        Returns scale, u. Reference: the straight path of Lipman et al., 2022, arXiv:2210.02747, eq. 20 with sigma_min = 0, which every
+        schedule becomes when x is rescaled (Kingma et al., 2021, arXiv:2107.00630, section 5.1).
+        """
+        return at.alpha + at.sigma, at.level
+
+    def sde(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+        """(f, g) of the forward SDE dx = f x dt + g dw with these marginals: f = alpha'/alpha, g^2 = 2 sigma (sigma' - f sigma).
+
+        f is -inf at alpha = 0. Reference: Kingma et al., 2021, arXiv:2107.00630, appendix A; Song et al., 2021, arXiv:2011.13456, eq. 5.
+        """
+        d_alpha, d_sigma = self.rates(at)
+        f = d_alpha / at.alpha
+        return f, (2.0 * at.sigma * (d_sigma - f * at.sigma)).clamp(min=0.0).sqrt()
+
     def wronskian(self, at: At) -> torch.Tensor:
         """alpha sigma' - sigma alpha' >= 0, so that |d log_snr/dt| = 2 wronskian / (alpha sigma); finite where the log-SNR is not."""
         d_alpha, d_sigma = self.rates(at)
         return at.alpha * d_sigma - at.sigma * d_alpha
+
+    def at_level(self, u: torch.Tensor) -> At:
+        """The instants with sigma/(alpha + sigma) = u (`straightened`), of any shape, float64 on the host: log_snr = 2 log((1 - u)/u)."""
+        u = u.to(dtype=torch.float64, device="cpu")
+        return self.at(self.time_of(2.0 * ((-u).log1p() - u.log())))
+
+    def information(self, at: At) -> torch.Tensor:
+        """c = log(1 + SNR), falling from +inf at t = 0 to a finite value (0 where alpha = 0): d log_snr = (1 + 1/SNR) dc, so that
+        |eps - eps_hat|^2 d log_snr = (|eps - eps_hat|^2 + |x0 - x0_hat|^2) dc is finite at both ends.
+        """
+        return ((at.alpha / at.sigma) ** 2).log1p()
+
+    def at_information(self, c: torch.Tensor) -> At:
+        """The instants whose `information` is c > 0, of any shape, float64 on the host."""
+        c = c.to(dtype=torch.float64, device="cpu")
+        return self.at(self.time_of(c + torch.log(-torch.expm1(-c))))
+
+    def log_evidence(self, x: torch.Tensor, x0: torch.Tensor, at: At) -> torch.Tensor:
+        """log q(x_t | x0) of the whole sample, in nats, (B,), sigma > 0."""
+        return _normal(self.noise(x, x0, at), at.sigma)
+
+    def log_prior(self, x: torch.Tensor, at: At) -> torch.Tensor:
+        """log N(x; 0, prior_std^2) of the whole sample, in nats, (B,): the density of what `prior` draws."""
+        std = self.prior_std(at)
+        return _normal(x / std, std)
+
+    def log_snr_rate(self, at: At) -> torch.Tensor:
+        """|d log_snr/dt| = 2 wronskian / (alpha sigma)."""
+        return 2.0 * self.wronskian(at) / (at.alpha * at.sigma)
 
     def log_snr(self, t: float | Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
         """log(alpha^2/sigma^2) at t, float64: strictly decreasing from +inf at t = 0."""
         return self.at(t).log_snr
 
     def time_of(self, log_snr: float | Float[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
-        """The t with log_snr(t) = log_snr, by bisection to the last bit; values beyond the schedule's ends give 0 or 1."""
+        """The t with log_snr(t) = log_snr, by sections to the last bit; values beyond the schedule's ends give 0 or 1."""
         wanted = torch.as_tensor(log_snr, dtype=torch.float64, device="cpu")
         low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
-        for _ in range(64):
-            middle = (low + high) / 2
-            cleaner = self.log_snr(middle) > wanted
-            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+        digits = 5 if wanted.numel() <= 256 else 3 if wanted.numel() <= 4096 else 1  # few values: many places at once, in fewer rounds
+        parts = torch.arange(1, 2**digits, dtype=torch.float64) / 2**digits
+        for _ in range(-(-64 // digits)):
+            width = high - low
+            cleaner = (self.log_snr(low[..., None] + width[..., None] * parts) > wanted[..., None]).sum(-1)
+            low, high = low + width * cleaner / 2**digits, torch.where(cleaner < len(parts), low + width * (cleaner + 1) / 2**digits, high)
         return torch.where(wanted <= self.log_snr(1.0), torch.ones_like(high), high)
 
     def prior_std(self, at: At) -> torch.Tensor:
         """sqrt(alpha^2 + sigma^2): the standard deviation of x_t for data of unit variance; 1 when variance is preserved."""
-        return torch.hypot(at.alpha, at.sigma)
+        return at.alpha.hypot(at.sigma)
+
+    def signal_share(self, at: At, std: float = 1.0) -> torch.Tensor:
+        """How much of x_t's deviation is signal, for data of this deviation: alpha std / sqrt(alpha^2 std^2 + sigma^2), from 1 at the data
+        down to 0 at alpha = 0.
+        """
+        return std * at.alpha / (std * at.alpha).hypot(at.sigma)
 
     def prior(self, noise: torch.Tensor, at: At) -> torch.Tensor:
         """Where sampling starts, N(0, prior_std^2) at the first instant of a plan: N(0, I) as in Ho et al., 2020, section 2, when variance
         is preserved.
         """
         return self.prior_std(at.like(noise)) * noise
+
+
+def _normal(z: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """log N(std z; 0, std^2), summed over all but the first axis: (B, *D) -> (B,)."""
+    return -(0.5 * z**2 + 0.5 * math.log(2.0 * math.pi) + std.log()).reshape(len(z), -1).sum(1)

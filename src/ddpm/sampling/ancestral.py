@@ -63,4 +63,4 @@ class Ancestral(Sampler):
             v = prediction.variance.clamp(0.0, 1.0)
             std = low ** (1.0 - v) * high**v
         assert z is not None  # stochastic: the walk draws it
-        return c_x0 * prediction.x0 + c_xt * x + std * z, state, prediction
+        return (c_x0 * prediction.x0).addcmul(c_xt, x).addcmul(std, z), state, prediction

@@ -13,6 +13,7 @@ from ddpm.errors import ConfigError
 from ddpm.process import At, Process
 
 Clip = Literal["auto", "off", "static", "dynamic"]
+QUANTILE = 0.995
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Clipped:
     low: Tensor
     high: Tensor
     mode: Literal["static", "dynamic"]
-    quantile: float = 0.995
+    quantile: float = QUANTILE
 
     @property
     def meaning(self) -> str:
@@ -59,12 +60,14 @@ class Clipped:
         return Prediction(x0, self.process.noise(x, x0, at), prediction.variance)
 
 
-def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Model:
+def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor, quantile: float = QUANTILE) -> Model:
     """The model under a clipping option. "auto" is static where the data are discrete levels (pictures, digits), off where they are
-    continuous.
+    continuous. quantile: of the dynamic one.
 
-    Raises ConfigError where clipping is asked for and the range is not known.
+    Raises ConfigError where clipping is asked for and the range is not known, and for a quantile outside (0, 1].
     """
+    if not 0.0 < quantile <= 1.0:
+        raise ConfigError(f"clip_quantile: got {quantile}, must lie in (0, 1]")
     if clip not in get_args(Clip):
         raise ConfigError(f"clip: got {clip!r}, allowed: {', '.join(get_args(Clip))}")
     if clip == "off" or (clip == "auto" and (codec is None or codec.bins is None)):
@@ -72,4 +75,4 @@ def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor) -> Mode
     bounds = codec.bounds(like) if codec is not None else None
     if bounds is None:
         raise ConfigError(f"clip: got {clip!r}, but the range of these data is not known; use off")
-    return Clipped(model, *bounds, mode="dynamic" if clip == "dynamic" else "static")
+    return Clipped(model, *bounds, mode="dynamic" if clip == "dynamic" else "static", quantile=quantile)

@@ -40,5 +40,5 @@ class DDIM(Sampler):
         """One step along the probability flow, with fresh noise where eta > 0."""
         prediction = model(x, row.now)
         c_x0, c_eps, std = row.coefficients
-        x = c_x0 * prediction.x0 + c_eps * prediction.eps
-        return (x if z is None else x + std * z), state, prediction
+        x = (c_x0 * prediction.x0).addcmul(c_eps, prediction.eps)
+        return (x if z is None else x.addcmul(std, z)), state, prediction

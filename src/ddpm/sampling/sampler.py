@@ -28,7 +28,7 @@ State = tuple["torch.Tensor", ...]  # fixed in number and size: what a multistep
 
 
 class Row(NamedTuple):
-    """One step: from `now` to `next`, with the method's coefficients and the further instants it calls the model at, all () on the device."""
+    """One step: from `now` to `next`, with the method's coefficients and the further instants it calls at, all () on the device."""
 
     now: At
     next: At
@@ -38,9 +38,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A table in float64 on the host: instants (steps + 1, the last `clean`), coefficients (steps, K), and of each stage instants (steps,).
+    """A table in float64 on the host: instants (rows + 1, the last `clean`), coefficients (rows, K), and of each stage instants (rows,).
 
-    Instants may rise where a method goes back up to more noise.
+    Instants may rise where a method goes back up to more noise. A row without some stage has NaN there and is handed fewer.
     """
 
     instants: At
@@ -52,18 +52,35 @@ class Plan:
 
     def called(self) -> torch.Tensor:
         """log-SNR of every instant the model may be called at, stages included."""
-        return torch.cat([At(*(level[:-1] for level in self.instants)).log_snr, *(stage.log_snr for stage in self.stages)])
+        every = torch.cat([self.instants_now.log_snr, *(stage.log_snr for stage in self.stages)])
+        return every[~every.isnan()]
+
+    def levels(self) -> list[tuple[float, float]]:
+        """The least and the most sigma/alpha of each row's instants, where it may call the model and where it goes."""
+        at = self.instants.ratio
+        spread = torch.stack([at[:-1], at[1:], *(stage.ratio for stage in self.stages)])
+        least: list[float] = spread.amin(0).tolist()
+        most: list[float] = spread.amax(0).tolist()
+        return list(zip(least, most, strict=True))
 
     def rows(self, like: torch.Tensor) -> list[Row]:
         """The table in x's precision on x's device, moved in one copy, a row a step."""
         columns = [level[:-1] for level in self.instants] + [level[1:] for level in self.instants]
         columns += [level for stage in self.stages for level in stage]
         head, width = len(columns), self.coefficients.shape[1]
+        present: list[list[bool]] = torch.stack([~stage.t.isnan() for stage in (self.instants_now, *self.stages)], 1).tolist()
         table = torch.cat([torch.stack(columns, 1), self.coefficients], 1).to(dtype=like.dtype).to(device=like.device)
-        return [
-            Row(At(*cells[:3]), At(*cells[3:6]), cells[head : head + width], tuple(At(*cells[i : i + 3]) for i in range(6, head, 3)))
-            for cells in (line.unbind() for line in table.unbind())
-        ]
+        rows: list[Row] = []
+        for line, there in zip(table.unbind(), present, strict=True):
+            cells = line.unbind()
+            stages = tuple(At(*cells[6 + 3 * i : 9 + 3 * i]) for i, is_there in enumerate(there[1:]) if is_there)
+            rows.append(Row(At(*cells[:3]), At(*cells[3:6]), cells[head : head + width], stages))
+        return rows
+
+    @property
+    def instants_now(self) -> At:
+        """Where each row begins."""
+        return At(*(level[:-1] for level in self.instants))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +124,10 @@ class Sampler(ABC):
     def step(self, model: Model, x: torch.Tensor, row: Row, state: State, z: torch.Tensor | None) -> tuple[torch.Tensor, State, Prediction]:
         """x at `row.now` -> x at `row.next`."""
 
+    def rows(self, steps: int) -> int:
+        """Rows of the plan of a grid of `steps` instants."""
+        return steps
+
     def calls(self, steps: int) -> int:
         """Network calls of a plan of `steps`."""
         return steps
@@ -117,7 +138,8 @@ def steps_for(sampler: Sampler, calls: int) -> int:
     steps = max((n for n in range(1, calls + 1) if sampler.calls(n) <= calls), default=0)
     if steps < sampler.least:
         needed = sampler.calls(sampler.least)
-        raise ConfigError(f"nfe: got {calls}, {type(sampler).__name__} needs at least {needed} network calls; allow more, or name another sampler")
+        name = type(sampler).__name__
+        raise ConfigError(f"nfe: got {calls}, {name} needs at least {needed} network calls; allow more, or name another sampler")
     return steps
 
 

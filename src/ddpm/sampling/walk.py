@@ -14,7 +14,8 @@ from ddpm.denoiser import Cond, Denoiser, Prediction
 from ddpm.errors import ConfigError
 from ddpm.process import At, Grid, default_grid
 from ddpm.random import normals
-from ddpm.sampling.clip import Clip, clipped
+from ddpm.sampling.adaptive import Adaptive
+from ddpm.sampling.clip import QUANTILE, Clip, clipped
 from ddpm.sampling.ddim import DDIM
 from ddpm.sampling.sampler import Plan, Sampler
 
@@ -38,21 +39,27 @@ def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid |
         raise ConfigError(f"steps: got {steps}, {type(sampler).__name__} needs at least {sampler.least}; take more steps, or a lower order")
     times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
     plan = sampler.plan(denoiser.bind(cond), times)
-    called = plan.called()
+    check_range(denoiser, plan.called())
+    return plan
+
+
+def check_range(denoiser: Denoiser, called: Tensor) -> None:
+    """ConfigError where a log-SNR lies outside the range the denoiser was trained on."""
     low, high = denoiser.log_snr_range
     if called.min() < low or called.max() > high:
         raise ConfigError(
             f"grid: calls the network at log-SNR {called.min().item():.3f} to {called.max().item():.3f}, "
             f"it was trained on {low:.3f} to {high:.3f}; choose a grid within it"
         )
-    return plan
 
 
-def _check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int) -> None:
-    """ConfigError for a number of samples or a condition that cannot be."""
+def check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int, start: Tensor | None = None) -> None:
+    """ConfigError for a number of samples, a condition or a starting point that cannot be."""
     problems = [] if n >= 1 else [f"n: got {n}, must be at least 1"]
     if numbers != n:
         problems.append(f"indices: got {numbers}, must be n = {n}")
+    if start is not None and tuple(start.shape) != (n, *denoiser.shape):
+        problems.append(f"start: got shape {tuple(start.shape)}, must be n = {n} samples of {denoiser.shape}")
     for key, value in (cond or {}).items():
         if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers may not be checked)
             problems.append(f"cond[{key!r}]: got {type(value).__name__}, must be a tensor of n = {n} rows")
@@ -71,13 +78,14 @@ def trajectory(
     n: int = 1,
     *,
     steps: int = 50,
-    sampler: Sampler | None = None,
+    sampler: Sampler | Adaptive | None = None,
     grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
     indices: Sequence[int] | None = None,
     cond: Cond = None,
     clip: Clip = "auto",
+    clip_quantile: float = QUANTILE,
     start: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
@@ -86,25 +94,29 @@ def trajectory(
 
     Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. indices: n numbers to use
     instead of first + i. sampler: DDIM() by default.
-    grid: the schedule's usual one by default. cond: (n, ...) tensors. start: x at the first instant instead of noise. autocast: a lower
+    grid: the schedule's usual one by default. cond: (n, ...) tensors. start: x (n, *D) at the grid's first instant instead of noise;
+    with the grid `Below` that instant is not t = 1. autocast: a lower
     precision for the network. Raises ConfigError for what the sampler, the grid and the model cannot do together.
     """
     sampler = sampler or DDIM()
+    if isinstance(sampler, Adaptive):
+        raise ConfigError("sampler Adaptive: each sample takes its own steps, so there are no frames; use ddpm.sample() or another sampler")
     indices = range(first, first + n) if indices is None else indices
-    _check_request(denoiser, n, cond, len(indices))
+    check_request(denoiser, n, cond, len(indices), start)
     plan = _checked_plan(denoiser, sampler, steps, grid, cond)
-    device = _device(denoiser)
+    device = device_of(denoiser)
     opening = At(*(level[0] for level in plan.instants))
     x = denoiser.process.prior(normals(seed, indices, denoiser.shape, "start", dtype=dtype), opening) if start is None else start
     x = x.to(device=device, dtype=dtype)
-    model = clipped(denoiser.bind(cond), denoiser.codec, clip, x)
+    parts = [denoiser.within(levels) for levels in plan.levels()]  # decided once, on the host: a step has no branch
+    models = {part: clipped(part.bind(cond), denoiser.codec, clip, x, clip_quantile) for part in set(parts)}
     state = sampler.init(x)
     yield Frame(0, opening, x, None)
     for k, row in enumerate(plan.rows(x)):
         z = _noise(sampler.draws, seed, indices, denoiser.shape, k, dtype)
         z = z if z is None else z.to(device)
         with nullcontext() if denoiser.needs_grad else torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            x, state, prediction = sampler.step(model, x, row, state, z)
+            x, state, prediction = sampler.step(models[parts[k]], x, row, state, z)
         yield Frame(k + 1, row.next, x, prediction)
 
 
@@ -120,37 +132,48 @@ def sample(
     n: int = 64,
     *,
     steps: int = 50,
-    sampler: Sampler | None = None,
+    sampler: Sampler | Adaptive | None = None,
     grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
     cond: Cond = None,
     clip: Clip = "auto",
+    clip_quantile: float = QUANTILE,
     batch: int = 256,
     decode: bool = True,
+    start: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """n samples (n, *D), in the data's own units and dtype (`decode`), drawn `batch` at a time; other arguments as `trajectory`.
 
-    progress is called with (steps done, steps in all). Raises ConfigError as `trajectory`, and where a condition does not have n rows.
+    sampler may be `Adaptive`, which chooses its own instants from t = 1: steps is not read then, and progress not called. progress is
+    called with (steps done, steps in all). Raises ConfigError as `trajectory`, and where a condition does not have n rows.
     """
-    _check_request(denoiser, n, cond, n)
+    check_request(denoiser, n, cond, n, start)
     if batch < 1:
         raise ConfigError(f"batch: got {batch}, must be at least 1")
+    if isinstance(sampler, Adaptive) and grid is not None:
+        raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
     training = denoiser.training
     denoiser.eval()
     walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
     parts: list[Tensor] = []
     total = -(-n // batch) * steps
     try:
-        with torch.autocast(_device(denoiser).type, autocast, enabled=autocast is not None):  # around the loop: weights are cast once
+        with torch.autocast(device_of(denoiser).type, autocast, enabled=autocast is not None):  # around the loop: weights are cast once
             for begin in range(0, n, batch):
                 size = min(batch, n - begin)
                 some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
+                opening = None if start is None else start[begin : begin + size]
+                if isinstance(sampler, Adaptive):
+                    numbers = range(first + begin, first + begin + size)
+                    x = _solved(denoiser, sampler, seed, numbers, some, clip, clip_quantile, opening, dtype)
+                    parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
+                    continue
                 x = torch.empty(0)
-                for frame in walk(size, first=first + begin, cond=some):
+                for frame in walk(size, first=first + begin, cond=some, start=opening, clip_quantile=clip_quantile):
                     x = frame.x
                     if progress is not None and frame.step:
                         progress(len(parts) * steps + frame.step, total)
@@ -160,5 +183,24 @@ def sample(
         denoiser.train(training)
 
 
-def _device(denoiser: Denoiser) -> torch.device:
+def _solved(
+    denoiser: Denoiser,
+    sampler: Adaptive,
+    seed: int,
+    indices: Sequence[int],
+    cond: Cond,
+    clip: Clip,
+    clip_quantile: float,
+    start: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One batch by `Adaptive`, from the noise that `trajectory` would start with."""
+    noisiest = denoiser.process.at(1.0)
+    x = denoiser.process.prior(normals(seed, indices, denoiser.shape, "start", dtype=dtype), noisiest) if start is None else start
+    x = x.to(device=device_of(denoiser), dtype=dtype)
+    return sampler.solve(clipped(denoiser.bind(cond), denoiser.codec, clip, x, clip_quantile), x, noisiest, denoiser.process.clean)[0]
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where its parameters are."""
     return next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))

@@ -13,7 +13,7 @@ from ddpm.config import from_dict, to_dict
 from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, Residuals, default_clock
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
-from ddpm.objective import Denoising, EDMWeighting
+from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
 from ddpm.process import Process, Schedule
 from ddpm.random import torch_seed
 from ddpm.training.config import FAMILIES, TrainConfig
@@ -45,7 +45,7 @@ def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConf
     if isinstance(config.parameterization, EDMPreconditioning) and config.parameterization.sigma_data is None:
         config = replace(config, parameterization=replace(config.parameterization, sigma_data=card.sigma_data))
     loss = config.loss
-    if isinstance(loss, Denoising) and isinstance(loss.weighting, EDMWeighting) and loss.weighting.sigma_data is None:
+    if isinstance(loss, Denoising | LearnedSchedule) and isinstance(loss.weighting, EDMWeighting) and loss.weighting.sigma_data is None:
         config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
     return replace(
         config,

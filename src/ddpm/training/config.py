@@ -102,3 +102,31 @@ class TrainConfig:
         out = ["out: empty; name a folder, or leave it out"] if self.out is not None and not self.out.strip() else []
         network = [f"network.{line}" for line in self.network.problems()] if self.network is not None else []
         return [*out, *self.data.problems(), *network]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What the noisy classifier of a run is asked for; what is left out is the run's own, or has a default."""
+
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    steps: int = setting(1000, "optimizer steps", low=1, high=1_000_000_000, group="run")
+    batch: int = setting(128, "samples a step", low=1, high=1_000_000, group="run")
+    seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, group="run")
+    network: UNetConfig | MLPConfig | None = setting(
+        None,
+        "network, of which the first half is used; none: a small UNet for pictures, signals and volumes, a small MLP for tables",
+        group="model",
+    )
+    optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", weight_decay=0.05), "", flat=True, group="optimizer")
+    ema: float = setting(0.1, "width of the weight average, as a share of the training so far", above=0.0, below=0.28, group="optimizer")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
+    threads: int | None = setting(None, "CPU threads; none: all cores, one for a small network", low=1, high=4096, group="machine")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def problems(self) -> list[str]:
+        """What the nested settings have to say; found before torch is imported."""
+        network = [f"network.{line}" for line in self.network.problems()] if self.network is not None else []
+        return [*self.data.problems(), *network]
