@@ -1,9 +1,11 @@
-"""The tables of docs/samplers.md: measured orders, and errors over the whole range. A program: `PYTHONPATH=src python tests/laws/orders.py`.
+"""The tables of docs/samplers.md, orders and errors over the whole range: `PYTHONPATH=src python tests/laws/orders.py` prints them.
 
 The data are three Gaussians in the plane with their exact denoiser; errors are mean absolute differences from the exact flow's end.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ def slopes(sampler: Sampler) -> list[float]:
         end = process.at(times[-1])
         x = walk(sampler, process, times, START, sampler.least if isinstance(sampler, Multistep) else 0)[-2]
         errors.append(float((x / (end.alpha + end.sigma) - flow(level(-5.0), level(5.0))).abs().mean()))
-    return [float(np.log2(a / b)) for a, b in zip(errors, errors[1:], strict=False)]
+    return [float(np.log2(a / b)) for a, b in itertools.pairwise(errors)]
 
 
 def whole(sampler: Sampler, schedule: Schedule, steps: int) -> float:

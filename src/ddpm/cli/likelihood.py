@@ -112,7 +112,7 @@ def rows_to_score(dataset: Dataset, run: str, named: bool, config: LikelihoodCon
             f"{dataset.card.name}: not the data this run was trained on, which were perhaps given in Python; name what to score with --data"
         )
     rows, kind = np.arange(len(dataset)), "of the run's own, most of them trained on," if own else ""
-    if own and before is not None and before.held_out == dataset.card.held_out > 0:  # the split is a function of the data and of this number
+    if own and before is not None and before.held_out == dataset.card.held_out > 0:  # which, with the data, decides the split
         rows, kind = dataset.held_rows, "held out,"
     if config.n is not None and config.n < len(rows):
         rows = np.sort(generator(config.seed, "order").choice(rows, config.n, replace=False))

@@ -27,15 +27,13 @@ class SingleStep(Sampler):
     """x_s = alpha_s x0 + sigma_s eps + w (m' - m): a DDIM step, mended by predictions m' made on the way at lambda_t + r h.
 
     order 2, one further call at r = `reach`: w = scale int dW / (2 reach). reach = 1 is Heun's rule: with "flow" in the level
-    sigma/(alpha + sigma), which suits every schedule, with "eps" in sigma/alpha, the sampler of EDM, which is for schedules of alpha = 1
-    (from
-    the huge sigma/alpha where others begin it overshoots). 1/2 is DPM-Solver-2 ("eps") and DPM-Solver++(2S) ("x0"). order 3, calls at 1/3
-    and 2/3: the differences' weights are integrals, DPM-Solver-3. The last step returns x0 and, like a first one from alpha = 0, makes no
-    further call (Heun with "flow" does: it is regular there).
+    sigma/(alpha + sigma), which suits every schedule; with "eps" in sigma/alpha, the sampler of EDM, for schedules of alpha = 1 (others
+    begin at a huge sigma/alpha, from where it overshoots). reach = 1/2 is DPM-Solver-2 ("eps") and DPM-Solver++(2S) ("x0"). order 3, calls
+    at 1/3 and 2/3: the differences' weights are integrals, DPM-Solver-3. The last step returns x0 and, like a first one from alpha = 0,
+    makes no further call (Heun with "flow" does: it is regular there).
 
-    churn > 0 first goes back up to sigma/alpha (1 + min(churn/steps, sqrt(2) - 1)) wherever `churn_low` <= sigma/alpha <= `churn_high`,
-    with
-    noise of standard deviation `churn_noise`; never above the process's own end.
+    churn > 0 first goes back up to sigma/alpha (1 + min(churn/steps, sqrt(2) - 1)) wherever sigma/alpha lies in [churn_low, churn_high],
+    with noise of standard deviation `churn_noise`; never above the process's own end.
 
     Named settings: heun (the default), edm, edm-churn, dpm-solver-2, dpm-solver-3, dpm++2s.
 
