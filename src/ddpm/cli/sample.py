@@ -20,6 +20,7 @@ from ddpm.config import Families, Parser, add_flags, check, flags_layer, resolve
 from ddpm.errors import ConfigError, DiskError
 from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Sampler
+from ddpm.sampling.presets import name_of
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +249,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     except OSError as error:
         raise DiskError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
     clip = config.clip if config.clip != "auto" else ("static" if model.codec.bins else "off")
-    how = f"{type(config.sampler).__name__}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights{config.guide.told}"
+    how = f"{name_of(config.sampler)}, {steps} steps, seed {config.seed}, clip {clip}, {config.weights} weights{config.guide.told}"
     what = f"variations of {config.start.source} from t = {config.start.begin:g}" if start is not None else "samples"
     print(f"{config.n} {what} by {how}{chosen}")
     for path in written:

@@ -4,6 +4,7 @@ from ddpm.config import Preset
 from ddpm.sampling.ancestral import Ancestral
 from ddpm.sampling.ddim import DDIM
 from ddpm.sampling.multistep import Multistep
+from ddpm.sampling.sampler import Sampler
 from ddpm.sampling.singlestep import SingleStep
 from ddpm.sampling.stochastic import Langevin
 
@@ -36,3 +37,7 @@ PRESETS = (
 Sources of the numbers: edm-churn as published for CIFAR-10: Karras et al., 2022, arXiv:2206.00364, table 5; orders: each paper's default.
 """
 
+
+def name_of(sampler: Sampler) -> str:
+    """The name people know a sampler by, or else its class's."""
+    return next((preset.name for preset in PRESETS if preset.value == sampler), type(sampler).__name__)
