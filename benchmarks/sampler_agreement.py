@@ -15,7 +15,7 @@ from sampler_peers import Options, Peer, drive, in_float64, make
 from sampler_worlds import LINEAR, STRAIGHT, World, walk
 from torch import Tensor
 
-from ddpm.sampling import DDIM, Ancestral, Multistep, Sampler, SingleStep
+from ddpm.sampling import DDIM, Ancestral, Multistep, Sampler
 
 SAME = 1e-5
 KARRAS: Options = {"use_karras_sigmas": True}
@@ -90,9 +90,9 @@ PAIRS = [
     _twice(EXPONENTIAL, 19),
     _twice(EXPONENTIAL, 20, "at an even number of steps it takes one of first order before the last"),
     _twice(KARRAS, 19, "its inner call is at the grid's own middle level, ours half way in log-SNR"),
-    Pair("HeunDiscrete", KARRAS, 10, preset("heun"), "heun"),
+    Pair("HeunDiscrete", KARRAS, 10, preset("edm"), "edm"),
     Pair("KDPM2Discrete", KARRAS, 10, preset("dpm-solver-2"), "dpm-solver-2"),
-    Pair("FlowMatchHeunDiscrete", {}, 10, SingleStep(prediction="flow"), "heun of flow", ONE_CALL),
+    Pair("FlowMatchHeunDiscrete", {}, 10, preset("heun"), "heun", ONE_CALL),
     Pair("LMSDiscrete", KARRAS, 10, preset("lms"), "lms"),
     Pair("IPNDM", {}, 10, preset("ipndm"), "ipndm", "from alpha = 0 it divides by 1e-8 and so drops x0"),
     Pair("PNDM", PLMS, 10, preset("plms"), "plms", "its first step is walked twice, with the mean of eps at both ends"),

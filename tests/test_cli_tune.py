@@ -68,10 +68,10 @@ def test_flags_given_win_over_the_file(run: Path, capsys: pytest.CaptureFixture[
     save_tuned(run, replace(FOUND, interval=None))
     for words, expected in (
         (["--steps", "5"], "DDIM, 5 steps"),
-        (["--sampler", "dpm++2m"], "Multistep, 50 steps"),
+        (["--sampler", "dpm++2m"], "dpm++2m, 50 steps"),
         (["--sampler.eta", "1"], "DDIM, 50 steps"),
         (["--grid", "log-snr", "--steps", "4"], "DDIM, 4 steps"),
-        (["--sampler", "heun", "--nfe", "9"], "SingleStep, 5 steps"),
+        (["--sampler", "heun", "--nfe", "9"], "heun, 5 steps"),
     ):
         out, _ = shown(["sample", str(run), "--n", "2", *words], capsys)
         assert expected in out and "tuned" not in out
@@ -81,9 +81,9 @@ def test_flags_given_win_over_the_file(run: Path, capsys: pytest.CaptureFixture[
 
 def test_auto_without_a_file_takes_the_built_in_choice(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = shown(["sample", str(run), "--n", "2", "--sampler", "auto"], capsys)
-    assert "Multistep, 20 steps" in out and "chosen by auto" in out
+    assert "dpm++2m, 20 steps" in out and "chosen by auto" in out
     out, _ = shown(["sample", str(run), "--n", "2", "--sampler", "auto", "--nfe", "4"], capsys)
-    assert "Multistep, 4 steps" in out
+    assert "dpm++2m, 4 steps" in out
     assert "DDIM, 50 steps" in shown(["sample", str(run), "--n", "2"], capsys)[0]
 
 

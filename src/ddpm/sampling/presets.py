@@ -39,5 +39,6 @@ Sources of the numbers: edm-churn as published for CIFAR-10: Karras et al., 2022
 
 
 def name_of(sampler: Sampler) -> str:
-    """The name people know a sampler by, or else its class's."""
-    return next((preset.name for preset in PRESETS if preset.value == sampler), type(sampler).__name__)
+    """The preset a sampler is, where its class alone does not say it, or else its class."""
+    own = (preset.name for preset in PRESETS if preset.value == sampler and not isinstance(sampler, Ancestral | DDIM))
+    return next(own, type(sampler).__name__)

@@ -144,8 +144,8 @@ HEUN = SingleStep()
 class Restart(Sampler):
     """Heun's method that, having come down to sigma/alpha = `low`, goes `repeats` times back up to `high` by fresh noise and down again.
 
-    `low` is walked beside the grid's instants; each way down from `high` takes `inner` steps, even in (sigma/alpha)^(1/7). The noise
-    forgets errors of the walk so far, the deterministic steps keep their own small.
+    `low` is walked beside the grid's instants (the least noisy one trained on where that is noisier); each way down from `high` takes
+    `inner` steps, even in (sigma/alpha)^(1/7). The noise forgets errors of the walk so far, the deterministic steps keep their own small.
 
     Reference: Xu et al., 2023, arXiv:2306.14878, algorithm 1.
     """
@@ -175,11 +175,12 @@ class Restart(Sampler):
         """The plan of Heun's method over the lengthened list of instants."""
         process, given = model.process, instants(model.process, times).t
         turn, top = (process.time_of(-2.0 * torch.tensor(end, dtype=torch.float64).log()) for end in (self.low, self.high))
+        turn = turn.clamp(min=process.schedule.first)
         if turn >= given[0] or turn >= top:
-            begins, ends = (float(process.at(t).ratio) for t in (given[0], 1.0))
+            least, most = (float(process.at(t).ratio) for t in (process.schedule.first, given[0]))
             raise ConfigError(
-                f"low: got {self.low}, high: {self.high}, but this walk begins at sigma/alpha = {begins:.3g} and the process ends at "
-                f"{ends:.3g}; both must lie within"
+                f"low: got {self.low}, high: {self.high}, but this walk goes from sigma/alpha = {most:.3g} to {least:.3g}; low and high "
+                "must lie within"
             )
         ends = process.at(torch.stack([top, turn])).ratio ** (1 / 7)
         inner = process.time_of(-14.0 * torch.linspace(float(ends[0]), float(ends[1]), self.inner + 1, dtype=torch.float64).log())
