@@ -205,6 +205,8 @@ samplers: list[Sampler] = complete(
         Multistep(prediction="eps"),
         Multistep(order=1, corrector=True),
         Multistep(corrector=True, rule="bh1"),
+        Multistep(rule="bh1", noise=1.0),
+        Multistep(corrector=True, rule="bh1", noise=0.7),
         Multistep(variable="ratio", order=3),
         Multistep(variable="level", order=2, noise=0.5, rule="exact"),
         Multistep(variable="time", order=2, corrector=True),

@@ -276,7 +276,7 @@ def test_what_is_refused() -> None:
         continuous(denoiser, x0, entry=1e-9)
     with pytest.raises(ConfigError, match="continuous and have no bins"):
         flow(denoiser, x0, dequantise="uniform")
-    with pytest.raises(ConfigError, match="draws, probes: got 0"):
+    with pytest.raises(ConfigError, match="draws: got 0"):
         flow(denoiser, x0, draws=0)
     with pytest.raises(ConfigError, match="no probability flow"):
         flow(Watched(denoiser, "map"), x0)

@@ -50,7 +50,9 @@ class SampleConfig:
     guide: Guiding = setting(Guiding(), "", flat=True)
     start: Starting = setting(Starting(), "", flat=True)
     sampler: Sampler = setting(
-        DDIM(), "method; auto: what ddpm tune found for this run, else a good choice; without the flag: what it found, else", group="how"
+        DDIM(),
+        "method; without the flag what ddpm tune found for this run is used; auto: that, or a good choice where nothing was tuned",
+        group="how",
     )
     steps: int | None = setting(None, "steps; none: what was tuned, else 50, or a shorter chain's own", low=1, high=1_000_000, group="how")
     nfe: int | None = setting(
@@ -171,7 +173,7 @@ def film(
         autocast=autocast,
     )
     for frame in walk:
-        if frame.step % max(1, steps // 60) == 0 or frame.step == steps:
+        if frame.step % max(1, steps // 60) == 0 or float(frame.at.sigma) == 0.0:
             pictures = as_pictures(codec.decode(frame.x).cpu().numpy())
             assert pictures is not None  # `output_format` has seen to it
             frames.append(grid(pictures, limits(codec), width=360))

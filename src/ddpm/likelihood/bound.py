@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.errors import ConfigError
-from ddpm.likelihood.scores import Scores, averaged, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
+from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
 from ddpm.objective.bound import Variance, chain_length, decoder_nll, mean_flat, prior_term, step_instants, term_at
 from ddpm.random import generator
 
@@ -48,7 +48,8 @@ class Terms(NamedTuple):
         Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, section 4.3 and table 4.
         """
         sent = (self.nats * self.weight).mean(0).flip(0).cumsum(0).flip(0)  # of this step and all noisier ones
-        rate = torch.cat([sent[1:], sent.new_zeros(1)]) + self.prior.mean()
+        above = self.weight.cumsum(0) - self.steps  # steps of the same stratum that are noisier than the one named
+        rate = torch.cat([sent[1:], sent.new_zeros(1)]) + self.nats.mean(0) * above + self.prior.mean()
         return self.steps, rate, self.distortion.mean(0).sqrt()
 
 
@@ -83,6 +84,7 @@ def discrete(
 
     Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eqs. 5 and 13.
     """
+    check_data(denoiser, x0, draws)
     length, entries = chain_length(denoiser.process), x0[0].numel()
     groups = strata(length, terms)
     weight = torch.tensor([len(group) for group in groups], dtype=torch.float64)
@@ -161,6 +163,7 @@ def continuous(
     """
     if draws < 2:
         raise ConfigError(f"draws: got {draws}, must be at least 2, for an error bar")
+    check_data(denoiser, x0, draws)
     per_half = -(-draws // 2)
     halves: list[Tensor] = []
     for half in range(2):

@@ -62,6 +62,7 @@ class Variational(nn.Module, Filler):
 
     def __init__(self, shape: tuple[int, ...], hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
+        mine = torch.random.get_rng_state()
         torch.manual_seed(torch_seed(seed, "network"))
         if not 1 <= len(shape) <= 4:
             raise ConfigError(f"dequantise: variational takes samples of 1 to 4 axes, got {shape}; use uniform or noise")
@@ -76,6 +77,7 @@ class Variational(nn.Module, Filler):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.network = nn.Sequential(*layers, last)
+        torch.random.set_rng_state(mine)  # the caller's generator is left as it was
 
     def place(self, x0: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """v and log q(v | x0), differentiable in the network's weights."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.errors import ConfigError
 from ddpm.likelihood.dequantise import Uniform, Variational, bin_of
-from ddpm.likelihood.scores import Scores, averaged, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
+from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
 from ddpm.objective.bound import decoder_nll
 from ddpm.process import At
 from ddpm.random import generator
@@ -130,14 +130,15 @@ def flow(
     probes: 0 the exact trace; else Hutchinson's estimate from so many probes; none: exact up to 16 entries, else 1. draws: independent
     repetitions of noise and probes; with a single draw the error bar is that over its probes.
     """
+    check_data(denoiser, x0, draws)
     codec, width = denoiser.codec, bin_of(denoiser.codec, x0)
     chosen: Dequantise = dequantise if dequantise is not None else ("none" if width is None else "noise")
     if width is not None and chosen == "none":
         raise ConfigError("dequantise: got none, but discrete levels have no density; use noise, uniform or variational")
     if width is None and not (isinstance(chosen, str) and chosen in ("none", "noise")):
         raise ConfigError("dequantise: these data are continuous and have no bins to fill; use none or noise")
-    if draws < 1 or (probes is not None and probes < 0):
-        raise ConfigError(f"draws, probes: got {draws}, {probes}; there must be 1 draw or more, and 0 probes (exact) or more")
+    if probes is not None and probes < 0:
+        raise ConfigError(f"probes: got {probes}, must be at least 0 (exact)")
     x0 = x0 if x0.device.type == "mps" else x0.double()
     entries = x0[0].numel()
     start = entry_instant(denoiser, x0, entry) if chosen == "noise" or entry is not None else least_instant(denoiser)

@@ -102,3 +102,19 @@ def evaluating(denoiser: Denoiser) -> Generator[None]:
         yield
     finally:
         denoiser.train(training)
+
+
+def check_data(denoiser: Denoiser, x0: Tensor, draws: int) -> None:
+    """ConfigError unless x0 (B, *D) is encoded data, floating, finite, at least one sample, of the denoiser's shape, and draws >= 1."""
+    problems: list[str] = []
+    if tuple(x0.shape[1:]) != tuple(denoiser.shape) or not len(x0):
+        problems.append(f"x0: got shape {tuple(x0.shape)}, must be (B, {', '.join(map(str, denoiser.shape))}) with B at least 1")
+    if not x0.is_floating_point():
+        problems.append(f"x0: got {x0.dtype}, must be floating: encode raw data first, denoiser.codec.encode(raw)")
+    elif not bool(x0.isfinite().all()):
+        bad = (~x0.reshape(len(x0), -1).isfinite().all(1)).nonzero().flatten()
+        problems.append(f"x0: sample {int(bad[0])} is not finite ({len(bad)} of {len(x0)} are not); remove it")
+    if draws < 1:
+        problems.append(f"draws: got {draws}, must be at least 1")
+    if problems:
+        raise ConfigError.of(problems)

@@ -200,6 +200,9 @@ class Listed(Grid):
         """The listed instants, rounded to the knots of a chain; `steps` must be their number."""
         if steps != len(self.at):
             raise ConfigError(f"steps: got {steps}, but the grid lists {len(self.at)} instants")
+        least = process.schedule.first
+        if process.schedule.T is not None and self.at[-1] < 0.5 * least:
+            raise ConfigError(f"at: got {self.at[-1]:g}, below the chain's least noisy instant {least:g}; end the list there or above")
         return _on_chain(process, torch.tensor(self.at, dtype=torch.float64), "listed")
 
 

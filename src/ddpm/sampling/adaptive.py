@@ -105,6 +105,9 @@ class Adaptive:
             flow, beside = slope(state[:, :size].reshape(shape), at.like(y))
             return torch.cat([flow.reshape(count, -1), beside], 1)
 
+        bad = (~y.reshape(count, -1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise ConfigError(f"x: sample {int(bad[0])} is not finite ({len(bad)} of {count} are not); remove it")
         first = rate(y.reshape(count, -1), process.at_level(u))
         state = torch.cat([y.reshape(count, -1), y.new_zeros(count, first.shape[1] - size)], 1)
         reach = 0.01 * self._size(state, state, size) / self._size(first, state, size).clamp(min=1e-6)

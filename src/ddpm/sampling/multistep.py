@@ -33,7 +33,7 @@ class Multistep(Sampler):
     it
     is folded into the row's coefficients and costs nothing. noise: tau; 0 the probability flow, 1 the reverse SDE.
 
-    Named settings: dpm++2m (the default), dpm++3m, dpm2m, deis, ipndm, lms, unipc, unipc-bh1, sde-dpm++2m, sde-dpm++3m, sa-solver.
+    Named settings: dpm++2m (the default), dpm++3m, adams, deis, ipndm, lms, unipc, unipc-bh1, sde-dpm++2m, sde-dpm++3m, sa-solver.
 
     Reference: DPM-Solver++: Lu et al., 2022, arXiv:2211.01095, algorithm 2 (third order: from the integrals; the second difference printed
     in
@@ -47,7 +47,7 @@ class Multistep(Sampler):
     order: int = setting(2, "predictions the polynomial goes through", low=1, high=5)
     rule: Literal["exact", "bh1", "bh2"] = setting("bh2", "weight of a single difference: its integral, or B(h)/2 of the papers")
     corrector: bool = setting(False, "make the last step again with the new prediction")
-    noise: float = setting(0.0, "tau: 0 the probability flow, 1 the reverse SDE", low=0.0, high=10.0)
+    noise: float = setting(0.0, "tau: 0 the probability flow, 1 the reverse SDE", low=0.0, high=2.0)
 
     def __post_init__(self) -> None:
         problems: list[str] = []

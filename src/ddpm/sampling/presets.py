@@ -34,7 +34,8 @@ PRESETS = (
 )
 """adams is Adams-Bashforth-Moulton in y = x/(alpha + sigma), where the flow is regular at both ends.
 
-Sources of the numbers: edm-churn as published for CIFAR-10: Karras et al., 2022, arXiv:2206.00364, table 5; orders: each paper's default.
+Sources of the numbers: edm-churn as published for ImageNet at 64x64 and 256 steps: Karras et al., 2022, arXiv:2206.00364, table 5; orders:
+each paper's default. plms is another name of ipndm.
 """
 
 

@@ -101,6 +101,14 @@ class RePaint(Sampler):
         drawn = c_x0 * prediction.x0 + c_xt * x + std * z
         return torch.where(self.known.to(x.device), alpha * self.values.to(x) + sigma * z, drawn), state, prediction
 
+    def init(self, x: torch.Tensor) -> State:
+        """Nothing is remembered; ConfigError where the known values do not fit samples x (B, *D)."""
+        for name, given in (("known", self.known), ("values", self.values)):
+            fits = given.ndim <= x.ndim and all(a in (1, b) for a, b in zip(reversed(given.shape), reversed(x.shape), strict=False))
+            if not fits:
+                raise ConfigError(f"{name}: got shape {tuple(given.shape)}, must fit samples drawn together, {tuple(x.shape)}")
+        return ()
+
     def rows(self, steps: int) -> int:
         """Steps, and what is walked again."""
         return len(self.path(steps))

@@ -138,7 +138,9 @@ def steps_for(sampler: Sampler, calls: int) -> int:
     steps = max((n for n in range(1, calls + 1) if sampler.calls(n) <= calls), default=0)
     if steps < sampler.least:
         needed = sampler.calls(sampler.least)
-        name = type(sampler).__name__
+        from ddpm.sampling.presets import name_of
+
+        name = name_of(sampler)
         raise ConfigError(f"nfe: got {calls}, {name} needs at least {needed} network calls; allow more, or name another sampler")
     return steps
 

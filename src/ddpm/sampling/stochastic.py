@@ -62,7 +62,8 @@ class Langevin(Sampler):
 
     snr is the size of a step's score term over that of its noise when |score| = |z|/sigma; the published step measures both norms on the
     batch,
-    which would make a sample depend on its neighbours.
+    which would make a sample depend on its neighbours. A finite step leaves too much spread, without a predictor most: data of standard
+    deviation 0.5 end at 0.58 to 0.68 after 100 levels of 5 steps, 0.475 to 0.49 with the predictor and one.
 
     Reference: predictor-corrector: Song et al., 2021, arXiv:2011.13456, algorithms 2-5; annealed: Song, Ermon, 2019, arXiv:1907.05600,
     algorithm 1 (its step alpha_i is 2 d).

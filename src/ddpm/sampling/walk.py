@@ -17,6 +17,7 @@ from ddpm.random import normals
 from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.clip import QUANTILE, Clip, clipped
 from ddpm.sampling.ddim import DDIM
+from ddpm.sampling.presets import name_of
 from ddpm.sampling.sampler import Plan, Sampler
 
 
@@ -36,7 +37,7 @@ def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid |
             f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler"
         )
     if steps < sampler.least:
-        raise ConfigError(f"steps: got {steps}, {type(sampler).__name__} needs at least {sampler.least}; take more steps, or a lower order")
+        raise ConfigError(f"steps: got {steps}, {name_of(sampler)} needs at least {sampler.least}; take more steps, or a lower order")
     times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
     plan = sampler.plan(denoiser.bind(cond), times)
     check_range(denoiser, plan.called())
@@ -160,7 +161,8 @@ def sample(
     denoiser.eval()
     walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
     parts: list[Tensor] = []
-    total = -(-n // batch) * steps
+    rows = steps if sampler is None or isinstance(sampler, Adaptive) else sampler.rows(steps)
+    total = -(-n // batch) * rows
     try:
         with torch.autocast(device_of(denoiser).type, autocast, enabled=autocast is not None):  # around the loop: weights are cast once
             for begin in range(0, n, batch):
@@ -176,7 +178,7 @@ def sample(
                 for frame in walk(size, first=first + begin, cond=some, start=opening, clip_quantile=clip_quantile):
                     x = frame.x
                     if progress is not None and frame.step:
-                        progress(len(parts) * steps + frame.step, total)
+                        progress(len(parts) * rows + frame.step, total)
                 parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
         return torch.cat(parts)
     finally:
