@@ -85,6 +85,15 @@ def density(at: At, kind: Kind, tau: float = 0.0) -> torch.Tensor:
     return -u * (1.0 - u) if kind == "flow" else (1.0 + tau**2) * at.ratio ** -(1.0 + tau**2)
 
 
+def total(s: At, t: At, kind: Kind, tau: float = 0.0) -> torch.Tensor:
+    """scale int dW from t to s, (R,): the sum of all weights. At `clean` it is 1 for x0."""
+    if kind != "x0":
+        return scale(s, kind) * (measure(s, kind) - measure(t, kind))
+    sigma = s.sigma.clamp(min=1e-300)
+    whole = s.alpha - sigma * (t.alpha / t.sigma) * ((s.sigma / s.alpha) / (t.sigma / t.alpha)) ** tau**2
+    return torch.where(s.sigma == 0, s.alpha, whole)
+
+
 def at_lambda(half_log_snr: torch.Tensor) -> At:
     """Levels of the variance-preserving instant at lambda = log(alpha/sigma); t is not known here and is NaN."""
     return At(torch.full_like(half_log_snr, torch.nan), (2 * half_log_snr).sigmoid().sqrt(), (-2 * half_log_snr).sigmoid().sqrt())

@@ -200,6 +200,10 @@ class Process:
         d_alpha, d_sigma = self.rates(at)
         return at.alpha * d_sigma - at.sigma * d_alpha
 
+    def at_ratio(self, ratio: torch.Tensor) -> At:
+        """The instants with sigma/alpha = ratio, of any shape, float64 on the host: log_snr = -2 log ratio."""
+        return self.at(self.time_of(-2.0 * ratio.to(dtype=torch.float64, device="cpu").log()))
+
     def at_level(self, u: torch.Tensor) -> At:
         """The instants with sigma/(alpha + sigma) = u (`straightened`), of any shape, float64 on the host: log_snr = 2 log((1 - u)/u)."""
         u = u.to(dtype=torch.float64, device="cpu")

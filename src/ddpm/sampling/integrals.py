@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddpm.process import At, Process
-from ddpm.process.flow import Kind, Variable, at_lambda, coordinate, density, measure, scale
+from ddpm.process.flow import Kind, Variable, at_lambda, coordinate, density, measure, scale, total
 
 if TYPE_CHECKING:
     import torch
@@ -42,15 +42,6 @@ def lagrange(nodes: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
                 product = product * (v - nodes[:, i : i + 1]) / (nodes[:, j : j + 1] - nodes[:, i : i + 1])
         columns.append(product)
     return torch.stack(columns, -1)
-
-
-def total(s: At, t: At, kind: Kind, tau: float = 0.0) -> torch.Tensor:
-    """scale int dW from t to s, (R,): the sum of all weights. At `clean` it is 1 for x0."""
-    if kind != "x0":
-        return scale(s, kind) * (measure(s, kind) - measure(t, kind))
-    sigma = s.sigma.clamp(min=1e-300)
-    whole = s.alpha - sigma * (t.alpha / t.sigma) * ((s.sigma / s.alpha) / (t.sigma / t.alpha)) ** tau**2
-    return torch.where(s.sigma == 0, s.alpha, whole)
 
 
 def weights(process: Process, s: At, t: At, nodes: At, kind: Kind, variable: Variable, tau: float = 0.0, newer: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, setting
 from ddpm.process import At, Process
-from ddpm.process.flow import SHARES, Kind, Variable, coordinate, held, keep
-from ddpm.sampling.integrals import total, weights
+from ddpm.process.flow import SHARES, Kind, Variable, coordinate, held, keep, total
+from ddpm.sampling.integrals import weights
 from ddpm.sampling.sampler import Plan, Row, Sampler, State, instants
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ddpm.config import check, setting
 from ddpm.errors import ConfigError
 from ddpm.process import At, Process
-from ddpm.process.flow import Kind
-from ddpm.sampling.integrals import total, weights
+from ddpm.process.flow import Kind, total
+from ddpm.sampling.integrals import weights
 from ddpm.sampling.multistep import known
 from ddpm.sampling.sampler import Plan, Row, Sampler, State, instants
 
@@ -174,7 +174,7 @@ class Restart(Sampler):
     def plan(self, model: Model, times: torch.Tensor) -> Plan:
         """The plan of Heun's method over the lengthened list of instants."""
         process, given = model.process, instants(model.process, times).t
-        turn, top = (process.time_of(-2.0 * torch.tensor(end, dtype=torch.float64).log()) for end in (self.low, self.high))
+        turn, top = (process.at_ratio(torch.tensor(end, dtype=torch.float64)).t for end in (self.low, self.high))
         turn = turn.clamp(min=process.schedule.first)
         if turn >= given[0] or turn >= top:
             least, most = (float(process.at(t).ratio) for t in (process.schedule.first, given[0]))
@@ -183,7 +183,7 @@ class Restart(Sampler):
                 "must lie within"
             )
         ends = process.at(torch.stack([top, turn])).ratio ** (1 / 7)
-        inner = process.time_of(-14.0 * torch.linspace(float(ends[0]), float(ends[1]), self.inner + 1, dtype=torch.float64).log())
+        inner = process.at_ratio(torch.linspace(float(ends[0]), float(ends[1]), self.inner + 1, dtype=torch.float64) ** 7).t
         loop = torch.cat([inner[1:-1], turn[None]])
         before = given[given > turn + 1e-9]
         walked = torch.cat([before, turn[None], loop.repeat(self.repeats), given[given < turn - 1e-9]])
