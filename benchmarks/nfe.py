@@ -39,8 +39,8 @@ from ddpm.networks import MLPConfig
 from ddpm.process import Grid, Listed, LogSNR
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Ancestral, Sampler, sample, steps_for
 from ddpm.training import FAMILIES, TrainConfig, load, train
+from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.recipes import recipe
-from ddpm.training.storage import replace_text
 
 NFES = (1, 2, 5, 10, 20, 50, 100, 1000)
 SHOWN = {  # drawn in the figure; the table has all

@@ -1,7 +1,7 @@
 """Which recipe reaches a held-out loss with the fewest images? Ours against AdamW at its best of five learning rates, on the digits.
 
     python benchmarks/recipe.py                                  what is compared: about 50 minutes of one quiet core
-    python benchmarks/recipe.py --runs "muon 0.004 linear 600"   other candidates, as kind, lr, decay, steps and settings like batch=32
+    python benchmarks/recipe.py --runs "muon 0.004 linear 600"   other candidates, as kind, lr, decay, steps and settings batch=32...
     python benchmarks/recipe.py --known                          the table of what the folder already holds
     python benchmarks/recipe.py --figure docs/recipe.png
 
@@ -10,12 +10,12 @@ is held out. The batch is the recipe's 64 unless a candidate names another: imag
 pixel of the averaged weights, on all held-out digits at 16 log-SNR levels evenly from -6 to 6 (the middle 94 % of the cosine schedule),
 with the same noise for every run.
 
-AdamW has a warm-up of 5 % of its run and a constant rate, the best of five, or at the best and at the next larger one a cosine to 0 if that
-gets lower. The target is the lowest loss it reaches within its budget; images are counted until a curve first reaches it, between two
-measurements by a straight line.
+AdamW has a warm-up of 5 % of its run and the best of five rates, with a constant rate and with a cosine to 0: two rivals. Rates, horizons
+and batches, theirs and ours, are chosen with seed 0; seeds 1, 2 and 3 judge. The target is the lowest loss that a rival reaches within its
+budget; images are counted until a curve first reaches it, between two measurements by a straight line.
 
-Scores are kept in --folder and not measured again. The last line is JSON: adamw_best_lr, target_loss, images_adamw, images_ours and their
-ratio as means over the seeds, and each seed's own.
+Scores are kept in --folder and not measured again. The last line is JSON: for each rival its name, target_loss, images_adamw, images_ours
+and their ratio on the mean curve of the seeds, and the ratio of each seed by itself.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from ddpm.data.dataset import Dataset
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.random import generator
 from ddpm.training import FAMILIES, OptimizerSettings, TrainConfig, load, train
+from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.recipes import recipe
-from ddpm.training.storage import replace_text
 
 LEVELS = torch.linspace(-6.0, 6.0, 16, dtype=torch.float64)
 BUDGET = 900  # steps of 64 images that AdamW is given: the digits recipe's
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-OURS = "muon 0.006 linear 2000 batch=16"
+OURS = "muon 0.006 linear 2400 batch=16"
+JUDGES = (1, 2, 3)  # seeds; 0 is the one that choices are made with
 EVERY = 50  # steps between two measurements
 Curve = list[tuple[int, float]]
 
@@ -123,41 +124,50 @@ def images_to(curve: Curve, target: float) -> float:
     return float("inf")
 
 
-def best_adamw(study: Study) -> str:
-    """AdamW's best candidate with the first seed: of the constant rates, and of a cosine from the best of them and from the next larger."""
-    curves = {name: curve for lr in RATES if (curve := study.curve(name := f"adamw {lr:g} none {BUDGET}", 0))}
-    rate = float(min(curves, key=lambda name: lowest(curves[name])).split()[1])
-    for lr in [lr for lr in RATES if lr >= rate][:2]:
-        name = f"adamw {lr:g} cosine {BUDGET}"
-        curves |= {name: curve} if (curve := study.curve(name, 0)) else {}
+def best_adamw(study: Study, decay: str) -> str:
+    """AdamW's best of the five rates with the first seed."""
+    curves = {name: curve for lr in RATES if (curve := study.curve(name := f"adamw {lr:g} {decay} {BUDGET}", 0))}
     return min(curves, key=lambda name: lowest(curves[name]))
 
 
-def report(study: Study, adamw: str, ours: str, seeds: range) -> None:
-    """Every first run in a table, the comparison by seed, and the JSON line."""
+def mean_curve(curves: list[Curve]) -> Curve:
+    """The mean loss of several runs wherever all of them were measured."""
+    seen = [dict(curve) for curve in curves]
+    return [(x, statistics.fmean(one[x] for one in seen)) for x in sorted(set.intersection(*map(set, seen)))]
+
+
+def against(theirs: list[Curve], mine: list[Curve]) -> dict[str, Any]:
+    """How many times fewer images ours needs, on the mean curves and seed by seed; None where the target is not reached."""
+    goal = mean_curve(theirs)
+    images = images_to(goal, target := lowest(goal)), images_to(mean_curve(mine), target)
+    ratios = [images_to(one, lowest(one)) / images_to(other, lowest(one)) for one, other in zip(theirs, mine, strict=True)]
+    spread = [[round(lowest(curve), 5) for curve in curves] for curves in (theirs, mine)]
+    return {
+        "target_loss": round(target, 5), "images_adamw": images[0], "images_ours": images[1] if math.isfinite(images[1]) else None,
+        "ratio": round(images[0] / images[1], 3) or None, "ratios": [round(ratio, 3) or None for ratio in ratios],
+        "lowest_adamw": spread[0], "lowest_ours": spread[1],
+    }  # fmt: skip
+
+
+def report(study: Study, rivals: list[str], ours: str) -> None:
+    """Every run of seed 0 in a table, the comparison with each rival, and the JSON line."""
     known = {key.removesuffix(" seed 0"): value["points"] for key, value in study.kept.items() if key.endswith(" seed 0")}
-    goal = lowest(study.kept[f"{adamw} seed 0"]["points"])
+    goal = min(lowest(known[name]) for name in rivals)
     print(f"{'kind lr decay steps':56s} {'images':>7s} {'lowest':>8s} {'last':>8s} {'images to ' + format(goal, '.4f'):>16s}")
     for name, points in sorted(known.items(), key=lambda entry: lowest(entry[1])):
         print(f"{name:56s} {points[-1][0]:7d} {lowest(points):8.5f} {points[-1][1]:8.5f} {images_to(points, goal):16.0f}")
-    rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        theirs, mine = study.curve(adamw, seed), study.curve(ours, seed)
-        if theirs is None or mine is None:
-            print(f"seed {seed} is not known")
-            continue
-        target = lowest(theirs)
-        row = {"target_loss": target, "images_adamw": images_to(theirs, target), "images_ours": images_to(mine, target)}
-        rows.append({**row, "ratio": row["images_adamw"] / row["images_ours"]})
-        print(f"seed {seed}: " + "  ".join(f"{key} {value:.5g}" for key, value in rows[-1].items()))
-    means = {key: round(statistics.fmean(row[key] for row in rows), 5) for key in rows[0]} if rows else {}
-    means = {key: value if math.isfinite(value) else None for key, value in means.items()}  # JSON has no infinity: a target not reached
-    rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
-    print(json.dumps({"adamw": adamw, "adamw_best_lr": float(adamw.split()[1]), "ours": ours, **means, "seeds": rows}))
+    results: list[dict[str, Any]] = []
+    for rival in rivals:
+        pairs = [(study.curve(rival, seed), study.curve(ours, seed)) for seed in JUDGES]
+        both = [(theirs, mine) for theirs, mine in pairs if theirs and mine]
+        if both:
+            results.append({"adamw": rival, **against([theirs for theirs, _ in both], [mine for _, mine in both])})
+            print("; ".join(f"{key} {value}" for key, value in results[-1].items()))
+    print(json.dumps({"ours": ours, "seeds": list(JUDGES), "against": results}))
 
 
-def figure(study: Study, adamw: str, ours: str, path: Path) -> None:
-    """Held-out loss against images: the best run of each kind, and every seed of the two that are compared."""
+def figure(study: Study, rivals: list[str], ours: str, path: Path) -> None:
+    """Held-out loss against images: the best run of each kind, and every seed of those that are compared."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,20 +175,21 @@ def figure(study: Study, adamw: str, ours: str, path: Path) -> None:
 
     picture, axes = pyplot.subplots(figsize=(7.0, 4.5))
     firsts = {key.removesuffix(" seed 0"): value["points"] for key, value in study.kept.items() if key.endswith(" seed 0")}
-    shown = {adamw: "0.3", ours: "C3"}
-    for kind, colour in (("adamw", "0.6"), ("muon", "C1"), ("schedule-free", "C0")):
+    shown = dict(zip([*rivals, ours], ("0.6", "0.2", "C3"), strict=True))
+    for kind, colour in (("muon", "C1"), ("schedule-free", "C0")):
         names = sorted((name for name in firsts if name.startswith(kind) and name not in shown), key=lambda name: lowest(firsts[name]))
         shown |= dict.fromkeys(names[:1], colour)
     for name, colour in shown.items():
-        bold = name in (adamw, ours)
+        bold = name in (*rivals, ours)
         for key in (key for key in study.kept if key.startswith(f"{name} seed ")):
             points = [point for point in study.kept[key]["points"] if point[1] < 0.26]
-            label = name if key.endswith(" seed 0") else None
+            label = name if key.endswith(f" seed {JUDGES[0] if bold else 0}") else None
             axes.plot(
                 [x for x, _ in points], [y for _, y in points], color=colour, lw=1.6 if bold else 1.0, ls="-" if bold else "--", label=label
             )
-    axes.axhline(lowest(firsts[adamw]), color="0.3", lw=0.6)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.2f}")
+    axes.yaxis.set_minor_formatter("{x:.2f}")
     axes.set_xlabel("images seen in training")
     axes.set_ylabel("held-out loss, 16 log-SNR levels")
     axes.legend(frameon=False, title="optimizer, rate, decay, steps")
@@ -191,7 +202,6 @@ def main() -> int:
     """Train what is not known yet, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/recipe"), help="scores, and unfinished runs")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", default="", help="candidates to train with the first seed, comma-separated; then stop")
     parser.add_argument("--ours", default=OURS, help="the candidate that is compared with AdamW")
     parser.add_argument("--known", action="store_true", help="train nothing")
@@ -203,10 +213,10 @@ def main() -> int:
         for name in args.runs.split(","):
             study.curve(name.strip(), 0)
         return 0
-    best = best_adamw(study)
-    report(study, best, args.ours, range(args.seeds))
+    rivals = [best_adamw(study, decay) for decay in ("none", "cosine")]
+    report(study, rivals, args.ours)
     if args.figure:
-        figure(study, best, args.ours, args.figure)
+        figure(study, rivals, args.ours, args.figure)
     return 0
 
 

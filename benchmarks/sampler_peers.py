@@ -239,7 +239,6 @@ def stochastic_peers() -> Iterator[Peer]:
     churn = {"s_churn": 20.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
     yield Peer("EDM Euler churn 20", "EDMEuler", ends, schedules, True, churn)
     with contextlib.suppress(ImportError):
-
         yield Peer("DPM SDE", "DPMSolverSDE", {"noise_sampler_seed": 0}, SPACINGS + SIGMAS, True)
 
 

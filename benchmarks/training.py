@@ -18,7 +18,7 @@ from unet_speed import SHAPE, Action, Peers, bare_products, contestants, diffuse
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.objective import Denoising, Draws
 from ddpm.random import generator
-from ddpm.training.ema import PowerEMA
+from ddpm.training.averaging.ema import PowerEMA
 
 CLIP = 1.0
 

@@ -35,8 +35,8 @@ from ddpm.networks.config import UNetConfig
 from ddpm.random import generator
 from ddpm.sampling import DDIM, sample
 from ddpm.training import FAMILIES, TrainConfig, Tricks, train
+from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.recipes import recipe
-from ddpm.training.storage import replace_text
 
 LEVELS = torch.linspace(-6.0, 6.0, 8, dtype=torch.float64)
 TRICKS = {

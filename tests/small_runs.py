@@ -18,7 +18,7 @@ from ddpm.data import Dataset, from_arrays
 from ddpm.networks.config import MLPConfig, UNetConfig
 from ddpm.training import TrainConfig, Trainer, run, train
 from ddpm.training.build import build_denoiser, measured
-from ddpm.training.checkpoint import Checkpoint, newest
+from ddpm.training.checkpoints.checkpoint import Checkpoint, newest
 from ddpm.training.machine import Machine
 from ddpm.training.run import Finished
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ddpm.errors import CheckpointError, DiskError, NonFiniteError
-from ddpm.training import storage
-from ddpm.training.checkpoint import clean, newest, open_checkpoint, save
+from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.checkpoint import clean, newest, open_checkpoint, save
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes, links and fork")
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ddpm.errors import CheckpointError
-from ddpm.training import storage, verified
-from ddpm.training.checkpoint import Checkpoint, newest, open_checkpoint, save
+from ddpm.training.checkpoints import storage, verified
+from ddpm.training.checkpoints.checkpoint import Checkpoint, newest, open_checkpoint, save
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes, links and fork")
 

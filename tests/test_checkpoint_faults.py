@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ddpm.errors import DiskError
-from ddpm.training import storage
-from ddpm.training.checkpoint import Checkpoint, clean, newest, save
+from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.checkpoint import Checkpoint, clean, newest, save
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs fork, signals and resource limits")
 

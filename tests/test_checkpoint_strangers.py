@@ -19,8 +19,8 @@ import torch
 
 import ddpm.errors
 from ddpm.errors import CheckpointError
-from ddpm.training import verified
-from ddpm.training.checkpoint import newest, open_checkpoint, save
+from ddpm.training.checkpoints import verified
+from ddpm.training.checkpoints.checkpoint import newest, open_checkpoint, save
 
 # payloads --------------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,9 @@ FORBIDDEN = {
     *(f"torch.distributed.checkpoint.{where}FileSystem{name}" for where in ("", "filesystem.") for name in ("Reader", "Writer")),
 }
 FLAGS = {"weights_only": True, "allow_pickle": False, "trust_remote_code": False}  # the only value each may have
-GATE = {("training/sharded.py", "torch.distributed.checkpoint.state_dict_loader.load")}  # given a reader of verified safetensors files only
+GATE = {
+    ("training/distributed/sharded.py", "torch.distributed.checkpoint.state_dict_loader.load")
+}  # given a reader of verified safetensors files only
 
 
 def violations(source: str) -> Iterator[tuple[int, str]]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ddpm.errors import CheckpointError
-from ddpm.training import tensors
-from ddpm.training.checkpoint import flatten, load_into, newest, save, unflatten
+from ddpm.training.checkpoints import tensors
+from ddpm.training.checkpoints.checkpoint import flatten, load_into, newest, save, unflatten
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from ddpm.cli import main
 from ddpm.data import DataSettings
 from ddpm.evaluation.tuned import fingerprint
 from ddpm.training import TrainConfig, load, run
-from ddpm.training.weights import weight_set
+from ddpm.training.averaging.weights import weight_set
 from small_runs import held, quietly, settings
 
 

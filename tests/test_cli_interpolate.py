@@ -94,9 +94,7 @@ def test_variations_of_a_picture(grey: Path, ends: tuple[str, str], tmp_path: Pa
         (["schedule", "missing"], 4, "no such run folder"),
     ],
 )
-def test_refusals(
-    words: list[str], code: int, message: str, grey: Path, ends: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals(words: list[str], code: int, message: str, grey: Path, ends: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     places = {"RUN": str(grey), "A": ends[0], "B0:7": ends[1].replace(":2", ":7")}
     assert main([places.get(word, word) for word in words]) == code
     assert message in capsys.readouterr().err

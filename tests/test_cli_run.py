@@ -16,7 +16,7 @@ from PIL import Image
 from ddpm.cli import main
 from ddpm.networks.config import UNetConfig
 from ddpm.process import Cosine
-from ddpm.training.lock import RunLock
+from ddpm.training.checkpoints.lock import RunLock
 from small_runs import environment, held, metrics, pictures, quietly, settings, table
 
 UNET = ["--network", "unet-config", "--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1", "--network.attention", ""]

@@ -17,7 +17,7 @@ DAY, YEAR = 86_400, 365 * 86_400
 JUMPING = """
 import datetime, os, sys, time
 from pathlib import Path
-from ddpm.training import storage
+from ddpm.training.checkpoints import storage
 jumps = [int(text) for text in os.environ["JUMPS"].split(",")]
 now, real, saves = [0], time.time, [0]
 time.time = lambda: real() + now[0]

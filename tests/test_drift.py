@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ddpm.data import DataSettings, from_arrays, open_data
 from ddpm.data.dataset import Dataset
-from ddpm.training.drift import ERRORS, Drift, drift, errors, profile, reference_rows
-from ddpm.training.monitor import Monitor
+from ddpm.training.health.drift import ERRORS, Drift, drift, errors, profile, reference_rows
+from ddpm.training.health.monitor import Monitor
 from small_runs import pictures
 
 

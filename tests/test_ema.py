@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from ddpm.config import dump_toml, from_dict, read_file, resolve, to_dict
 from ddpm.data.dataset import Dataset
 from ddpm.errors import CheckpointError, ConfigError, DiskError
-from ddpm.training import TrainConfig, checkpoint, load, run
-from ddpm.training.checkpoint import to_stderr
+from ddpm.training import TrainConfig, load, run
+from ddpm.training.averaging.ema import PowerEMA, exponent, spread
+from ddpm.training.averaging.posthoc import Fit, Profile, combine, fit, inner, search, within_reach
+from ddpm.training.averaging.snapshots import drop_after, kept, save_snapshot
+from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.checkpoint import to_stderr
 from ddpm.training.config import FAMILIES
-from ddpm.training.ema import PowerEMA, exponent, spread
-from ddpm.training.posthoc import Fit, Profile, combine, fit, inner, search, within_reach
-from ddpm.training.snapshots import drop_after, kept, save_snapshot
-from ddpm.training.world import World
+from ddpm.training.distributed.world import World
 from small_runs import digests, held, quietly, settings, table
 
 WIDTHS = (0.05, 0.1)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ddpm.cli import main
 from ddpm.data.dataset import Dataset
 from ddpm.errors import NonFiniteError
-from ddpm.training import Trainer, health, run
+from ddpm.training import Trainer, run
 from ddpm.training.feed import Batch, Feed
+from ddpm.training.health import non_finite as health
 from small_runs import digests, held, quietly, settings, table
 
 BAD = [float("nan"), float("inf")]

@@ -14,8 +14,8 @@ import pytest
 
 from ddpm.errors import CheckpointError
 from ddpm.objective import Denoising
-from ddpm.training import verified
-from ddpm.training.checkpoint import newest, open_checkpoint
+from ddpm.training.checkpoints import verified
+from ddpm.training.checkpoints.checkpoint import newest, open_checkpoint
 from small_runs import quietly, settings, table
 
 

@@ -15,8 +15,10 @@ import torch
 import ddpm
 from ddpm.cli import main
 from ddpm.errors import CheckpointError, ConfigError, LockedError
-from ddpm.training import TrainConfig, checkpoint, sharded, tensors
-from ddpm.training.checkpoint import RunLock
+from ddpm.training import TrainConfig
+from ddpm.training.checkpoints import checkpoint, tensors
+from ddpm.training.checkpoints.checkpoint import RunLock
+from ddpm.training.distributed import sharded
 from fsdp_jobs import COND, DOUBLE, SINGLE, VARIANTS, Precise, config, data_of, go
 from small_runs import digests, environment, held, metrics, quietly, settings
 

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from ddpm.errors import CheckpointError, DDPMError
-from ddpm.training import load, verified
-from ddpm.training.checkpoint import newest, open_checkpoint, save
+from ddpm.training import load
+from ddpm.training.checkpoints import verified
+from ddpm.training.checkpoints.checkpoint import newest, open_checkpoint, save
 from ddpm.training.memory import peak_memory, restart_peak
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0" / "mlp" / "run"

@@ -23,7 +23,8 @@ from ddpm.networks.config import MLPConfig, UNetConfig
 from ddpm.objective import Denoising
 from ddpm.process import Linear
 from ddpm.sampling import DDIM, Ancestral, sample
-from ddpm.training import TrainConfig, load, train, verified
+from ddpm.training import TrainConfig, load, train
+from ddpm.training.checkpoints import verified
 from small_runs import held
 
 GOLDEN = Path(__file__).parent / "golden"

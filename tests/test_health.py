@@ -24,8 +24,8 @@ from ddpm.objective.times import LogNormalSigma, Stratified
 from ddpm.process import Cosine, Linear, Process, Straight
 from ddpm.training import Trainer, train
 from ddpm.training.feed import Batch, Feed
+from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.held_out import BINS, binned, gaussian_floors, held_out_loss
-from ddpm.training.monitor import Monitor, bin_gradients
 from small_runs import SMALL_UNET, digests, held, metrics, quietly, settings, table, trainer_for
 
 Broken = Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ddpm.training import checkpoint
+from ddpm.training.checkpoints import checkpoint
 from ddpm.training.logbook import read_metrics
 from small_runs import digests, environment, held, metrics, start
 
@@ -47,7 +47,7 @@ def command(data: Path, out: Path) -> list[str]:
 
 HOOK = """
 import os, signal, sys
-from ddpm.training import storage
+from ddpm.training.checkpoints import storage
 wanted, seen = int(os.environ["KILL_AT"]), 0
 def boundary(name):
     global seen

@@ -21,7 +21,7 @@ from ddpm.errors import ConfigError
 from ddpm.networks.config import CondSpec, UNetConfig
 from ddpm.objective import Denoising
 from ddpm.training import ClassifierConfig, OptimizerSettings, classifier, run, train_classifier
-from ddpm.training.checkpoint import Checkpoint, flatten, unflatten
+from ddpm.training.checkpoints.checkpoint import Checkpoint, flatten, unflatten
 from ddpm.training.optimizers import Muon, ScheduleFree, build_optimizer, matrices_of, muon_direction, newton_schulz
 from ddpm.training.state import compare
 from small_runs import SMALL_MLP, SMALL_UNET, digests, held, pictures, quietly, settings, table, trainer_for

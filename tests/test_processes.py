@@ -111,7 +111,7 @@ def test_a_full_disk_on_the_main_rank_ends_all_alike(tmp_path: Path) -> None:
         0,
         """
 import errno
-import ddpm.training.storage as storage
+import ddpm.training.checkpoints.storage as storage
 real = storage.write_file
 def write_file(path, content):
     if "step-0000010" in str(path):

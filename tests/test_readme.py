@@ -44,7 +44,7 @@ def test_tree_is_the_real_tree() -> None:
         elif room:
             rooms[room] |= set(re.findall(r"[\w-]+\.py", line)) if "ground floor" not in line else set()
     real = {
-        folder.name: {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        folder.name: {file.name for file in folder.rglob("*.py")} - {"__init__.py"}
         for folder in PACKAGE.iterdir()
         if folder.is_dir() and folder.name != "__pycache__"
     }

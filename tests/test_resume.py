@@ -20,7 +20,8 @@ from ddpm.errors import DataError
 from ddpm.networks.config import MLPConfig
 from ddpm.objective import Denoising
 from ddpm.process import Straight
-from ddpm.training import TrainConfig, Trainer, run, stop, storage, trainer
+from ddpm.training import TrainConfig, Trainer, run, stop, trainer
+from ddpm.training.checkpoints import storage
 from ddpm.training.feed import Batch, Feed
 from small_runs import digests, held, metrics, quietly, settings, start, table
 

@@ -18,8 +18,9 @@ import torch
 from ddpm.cli import main
 from ddpm.data.dataset import Dataset
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.training import Trainer, storage
-from ddpm.training.checkpoint import best, clean, newest, open_checkpoint, save
+from ddpm.training import Trainer
+from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.checkpoint import best, clean, newest, open_checkpoint, save
 from ddpm.training.state import load, open_run
 from small_runs import digests, environment, held, metrics, quietly, settings, table
 
@@ -57,7 +58,7 @@ def test_the_best_of_all_that_were_ever_saved_stay(seed: int, tmp_path: Path) ->
 
 
 def test_without_it_nothing_changes_and_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddpm.training.checkpoint.ranked", pytest.fail)
+    monkeypatch.setattr("ddpm.training.checkpoints.checkpoint.ranked", pytest.fail)
     for step, loss in ((1, 0.1), (2, 0.2), (3, 0.3)):
         write(tmp_path, step, loss, keep=2)
     assert steps_of(tmp_path) == {2, 3}

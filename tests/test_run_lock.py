@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from ddpm.errors import DiskError, LockedError
-from ddpm.training.lock import RunLock
+from ddpm.training.checkpoints.lock import RunLock
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes, links and fork")
 
 OWNER = """
 import os, sys
 from pathlib import Path
-from ddpm.training.lock import RunLock
+from ddpm.training.checkpoints.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     child = os.fork() if sys.argv[2] == "fork" else -1
     if child != 0:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import NonFiniteError
-from ddpm.training import OptimizerSettings, TrainConfig, Trainer, spikes, train
+from ddpm.training import OptimizerSettings, TrainConfig, Trainer, train
 from ddpm.training.feed import Feed
-from ddpm.training.spikes import Spikes
+from ddpm.training.health import spikes
+from ddpm.training.health.spikes import Spikes
 from many import FLAGS, Many, numbers
 from small_runs import digests, environment, held, metrics, quietly, settings, start, table
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.errors import ConfigError
-from ddpm.training import storage
+from ddpm.training.checkpoints import storage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

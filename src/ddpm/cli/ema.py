@@ -15,8 +15,8 @@ from ddpm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ddpm.data import Dataset
-    from ddpm.training.checkpoint import Checkpoint
-    from ddpm.training.lengths import Lengths, Scored
+    from ddpm.training.averaging.lengths import Lengths, Scored
+    from ddpm.training.checkpoints.checkpoint import Checkpoint
 
 HELP = """Find the length of the weight average that suits a trained model best, from snapshots kept during training.
 
@@ -95,8 +95,8 @@ def table(scores: Mapping[str, Scored], best: str, first: str) -> str:
 
 def compare(config: EmaConfig, lengths: Lengths, low: float, high: float) -> list[str]:
     """Score what was asked for, and the weights there are for comparison; the names among which to choose."""
-    from ddpm.training.ema import name_of
-    from ddpm.training.posthoc import search
+    from ddpm.training.averaging.ema import name_of
+    from ddpm.training.averaging.posthoc import search
 
     for length in lengths.tracked:
         lengths.score(length)
@@ -116,13 +116,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     problems = asked.problems()  # told before torch is imported
     if problems:
         raise ConfigError.of(problems)
+    from ddpm.training.averaging.ema import name_of
+    from ddpm.training.averaging.lengths import Lengths
+    from ddpm.training.averaging.weights import save_chosen
     from ddpm.training.classifier import run_data
-    from ddpm.training.ema import name_of
     from ddpm.training.held_out import held_out_loss
-    from ddpm.training.lengths import Lengths
     from ddpm.training.machine import choose
     from ddpm.training.state import load, open_run
-    from ddpm.training.weights import save_chosen
 
     def notice(line: str) -> None:
         print(f"ddpm ema: {line}", file=sys.stderr)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(MergeConfig, [flags_layer(args, extra, args.parser, MergeConfig)])
     from pathlib import Path
 
-    from ddpm.training.sharded import merge
+    from ddpm.training.distributed.sharded import merge
 
     assert config.to is not None  # `MergeConfig` has seen to it
     if Path(config.to).resolve() in {Path(args.run_folder).resolve(), Path(args.run_folder).resolve().parent}:

@@ -49,9 +49,7 @@ class Starting:
         """How many steps a chain of this length has below the strength."""
         return None if length is None else max(1, round(self.begin * length))
 
-    def told(
-        self, cond: dict[str, torch.Tensor] | None, classes: tuple[str, ...] | None, dropout: float
-    ) -> dict[str, torch.Tensor] | None:
+    def told(self, cond: dict[str, torch.Tensor] | None, classes: tuple[str, ...] | None, dropout: float) -> dict[str, torch.Tensor] | None:
         """The condition without a class where a picture is varied and no class was named: the picture says what it is.
 
         A model that was never trained without a class (dropout 0) keeps the classes in turn.

@@ -84,7 +84,7 @@ def foretold(finished: Finished, config: TrainConfig, before: str | None, second
     """Say how well the run's plan foretold what this call did; `before`: the newest checkpoint when it began."""
     from ddpm.errors import DDPMError
     from ddpm.evaluation.foretold import happened
-    from ddpm.training.checkpoint import latest_name
+    from ddpm.training.checkpoints.checkpoint import latest_name
     from ddpm.training.memory import peak_memory
 
     first, last = ((name or "").removeprefix("step-") for name in (before, latest_name(finished.run)))
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError.of([f"{name}: got {value}; allowed whole numbers >= {low[name]}" for name, value in wrong.items()])
     if args.processes > 1 and not inside():
         return launch(sys.argv[1:], args.processes, args.restarts, args.grace)
-    from ddpm.training.checkpoint import latest_name
+    from ddpm.training.checkpoints.checkpoint import latest_name
     from ddpm.training.run import run_folder, train
 
     command = shlex.join(["ddpm", *sys.argv[1:]])

@@ -11,9 +11,9 @@ from ddpm.config import to_dict
 from ddpm.errors import CheckpointError
 from ddpm.evaluation.planning import Plan, duration
 from ddpm.evaluation.rehearsal import size_of
+from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import TrainConfig
 from ddpm.training.state import write_text
-from ddpm.training.storage import size_text
 
 PLAN = "plan.json"
 COSTLY = ("network", "loss", "batch", "accumulate", "steps", "checkpoint_every", "keep", "preview", "device", "precision", "threads")

@@ -16,11 +16,11 @@ from ddpm.evaluation import proposals
 from ddpm.evaluation.proposals import Choice
 from ddpm.evaluation.rehearsal import Cost, activations_of, parameters_of, rehearsed
 from ddpm.training.build import measured
+from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.machine import Machine, choose
 from ddpm.training.memory import available_memory
 from ddpm.training.run import run_folder
-from ddpm.training.storage import size_text
 
 
 class Foretold(NamedTuple):

@@ -13,10 +13,10 @@ from ddpm.config import from_dict, to_dict
 from ddpm.errors import CheckpointError, ConfigError, DiskError
 from ddpm.process import Listed
 from ddpm.sampling import PRESETS, SAMPLERS, Sampler
-from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.averaging.weights import weight_set
+from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.storage import MAX_JSON, from_json, replace_text, to_json
 from ddpm.training.state import open_run
-from ddpm.training.storage import MAX_JSON, from_json, replace_text, to_json
-from ddpm.training.weights import weight_set
 
 FILE = "sampling.json"
 FORMAT = 1

@@ -24,11 +24,11 @@ from ddpm.networks.config import MLPConfig, UNetConfig
 from ddpm.objective import noisy_cross_entropy
 from ddpm.process import Process, Schedule
 from ddpm.random import generator, torch_seed
-from ddpm.training import checkpoint
+from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.build import default_network
-from ddpm.training.checkpoint import Checkpoint, RunLock
+from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
 from ddpm.training.config import FAMILIES, ClassifierConfig
-from ddpm.training.ema import PowerEMA
 from ddpm.training.feed import Feed, encoded
 from ddpm.training.logbook import Logbook
 from ddpm.training.machine import choose

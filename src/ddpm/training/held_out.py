@@ -14,8 +14,8 @@ from ddpm.denoiser import Denoiser, gaussian
 from ddpm.objective.bound import mean_flat
 from ddpm.process import Process
 from ddpm.random import generator
+from ddpm.training.distributed.world import World
 from ddpm.training.feed import conditions, encoded
-from ddpm.training.world import World
 
 BINS = (-float("inf"), -6.0, -3.0, -1.0, 1.0, 3.0, 6.0, float("inf"))  # edges in log-SNR
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddpm.errors import CheckpointError
-from ddpm.training.parallel import like
+from ddpm.training.averaging.weights import weight_set
+from ddpm.training.distributed.parallel import like
 from ddpm.training.state import RunState, open_run
-from ddpm.training.weights import weight_set
 
 SHOWN = 5
 

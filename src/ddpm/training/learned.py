@@ -9,7 +9,7 @@ from ddpm.config import dump_toml, from_dict, setting
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LearnedSchedule, LearnedScheduleLoss, LossSettings
 from ddpm.process import LogSNRTable, Process, Schedule
-from ddpm.training import checkpoint
+from ddpm.training.checkpoints import checkpoint
 from ddpm.training.config import FAMILIES
 from ddpm.training.state import open_run, write_text
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.data.export import as_pictures, grid, save_npz, save_picture
 from ddpm.denoiser import Card, Codec
 from ddpm.sampling import sample
-from ddpm.training.ema import swapped
+from ddpm.training.averaging.ema import swapped
 from ddpm.training.logbook import read_metrics
 from ddpm.training.state import write_text
 

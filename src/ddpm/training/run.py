@@ -19,24 +19,24 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, DiskError, NonFiniteError
-from ddpm.training import checkpoint
+from ddpm.training.averaging.ema import PowerEMA
+from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured
-from ddpm.training.checkpoint import Checkpoint, RunLock
+from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
 from ddpm.training.config import TrainConfig
-from ddpm.training.ema import PowerEMA
+from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, template
+from ddpm.training.distributed.world import World
 from ddpm.training.initial import start_from
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, choose, device_of
 from ddpm.training.optimizers import build_optimizer
-from ddpm.training.parallel import filled, is_part, mixed, shard, template
 from ddpm.training.preview import loss_figure, model_card
 from ddpm.training.same_data import check_data
-from ddpm.training.snapshots import drop_after
 from ddpm.training.state import RunState, compare, versions, write_request
 from ddpm.training.stop import Stop
 from ddpm.training.trackers import Tracker, chosen
 from ddpm.training.trainer import Trainer
-from ddpm.training.world import World
 
 
 class Finished(NamedTuple):

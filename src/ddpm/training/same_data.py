@@ -14,7 +14,7 @@ from ddpm.config import from_dict, to_dict
 from ddpm.data.rows import Change, Keys
 from ddpm.denoiser import Card
 from ddpm.errors import CheckpointError, ConfigError, DataError, DiskError
-from ddpm.training import storage
+from ddpm.training.checkpoints import storage
 from ddpm.training.state import write_text
 
 KEYS = "data_keys.npy"

@@ -16,16 +16,17 @@ from ddpm.config import dump_toml, from_dict, to_dict
 from ddpm.denoiser import Card, Codec, NetworkDenoiser
 from ddpm.errors import CheckpointError, ConfigError, DiskError
 from ddpm.objective import Loss
-from ddpm.training import checkpoint, sharded
+from ddpm.training.averaging.ema import PowerEMA
+from ddpm.training.averaging.weights import weight_set
 from ddpm.training.build import rebuild, saved_residuals
-from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.retention import ENTRY, Score
 from ddpm.training.config import TrainConfig
-from ddpm.training.ema import PowerEMA
-from ddpm.training.parallel import is_sharded, mixed
-from ddpm.training.retention import ENTRY, Score
-from ddpm.training.spikes import Spikes
-from ddpm.training.weights import weight_set
-from ddpm.training.world import World
+from ddpm.training.distributed import sharded
+from ddpm.training.distributed.parallel import is_sharded, mixed
+from ddpm.training.distributed.world import World
+from ddpm.training.health.spikes import Spikes
 
 FREE = {
     "out",

@@ -15,23 +15,23 @@ from ddpm.denoiser import NetworkDenoiser, Residuals
 from ddpm.errors import DataError
 from ddpm.objective import Loss
 from ddpm.random import torch_seed
+from ddpm.training.averaging.ema import swapped
+from ddpm.training.averaging.snapshots import save_snapshot
 from ddpm.training.build import describe
 from ddpm.training.config import TrainConfig
-from ddpm.training.ema import swapped
+from ddpm.training.distributed.parallel import Gradients, Pass, clip, is_sharded
+from ddpm.training.distributed.world import World
 from ddpm.training.feed import Batch, Feed
-from ddpm.training.health import EVERYWHERE, OVERFLOW, Health, cause
+from ddpm.training.health.monitor import Monitor, bin_gradients
+from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
+from ddpm.training.health.spikes import roll_back
 from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine
-from ddpm.training.monitor import Monitor, bin_gradients
-from ddpm.training.parallel import Gradients, Pass, clip, is_sharded
 from ddpm.training.prefetch import Key, Prefetch, choose_ahead
 from ddpm.training.preview import preview
-from ddpm.training.snapshots import save_snapshot
-from ddpm.training.spikes import roll_back
 from ddpm.training.state import RunState
 from ddpm.training.stop import Stop
-from ddpm.training.world import World
 
 
 def _added(held: list[torch.Tensor | None], more: list[torch.Tensor | None]) -> list[torch.Tensor | None]:

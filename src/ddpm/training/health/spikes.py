@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.errors import CheckpointError, DiskError, NonFiniteError
-from ddpm.training import checkpoint, storage
-from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.snapshots import drop_after
-from ddpm.training.verified import candidates, verify
+from ddpm.training.averaging.snapshots import drop_after
+from ddpm.training.checkpoints import checkpoint, storage
+from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.verified import candidates, verify
 
 if TYPE_CHECKING:
     from ddpm.training.logbook import Logbook, Unlogged

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.training import checkpoint
-from ddpm.training.checkpoint import Checkpoint, RunLock
-from ddpm.training.ema import name_of
-from ddpm.training.verified import candidates
+from ddpm.training.averaging.ema import name_of
+from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
+from ddpm.training.checkpoints.verified import candidates
 
 FOLDER = "ema"
 

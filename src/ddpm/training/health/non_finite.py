@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ddpm.data.dataset import Dataset, Rows
 from ddpm.errors import NonFiniteError
+from ddpm.training.distributed.parallel import local
 from ddpm.training.feed import Batch
-from ddpm.training.parallel import local
-from ddpm.training.trace import bad_gradients, trace
+from ddpm.training.health.trace import bad_gradients, trace
 
 PATIENCE = 10  # steps in a row that may be skipped
 OVERFLOW = "the norm of the gradient, which overflowed"  # where no rank finds a source

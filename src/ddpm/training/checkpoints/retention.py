@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm.errors import CheckpointError
-from ddpm.training.verified import Checkpoint, candidates, peek, to_stderr, verify
+from ddpm.training.checkpoints.verified import Checkpoint, candidates, peek, to_stderr, verify
 
 ENTRY = "held_out"  # in state.json
 

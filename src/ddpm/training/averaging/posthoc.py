@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.training.ema import exponent
+from ddpm.training.averaging.ema import exponent
 
 LIMIT = 0.1  # a profile further off than this share of its own norm is another profile
 SHORTEST, LONGEST = 0.005, 0.27  # widths that a search looks at

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ddpm.errors import CheckpointError
-from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.ema import name_of
-from ddpm.training.posthoc import LIMIT, Profile, combine, fit, within_reach
-from ddpm.training.snapshots import kept
+from ddpm.training.averaging.ema import name_of
+from ddpm.training.averaging.posthoc import LIMIT, Profile, combine, fit, within_reach
+from ddpm.training.averaging.snapshots import kept
+from ddpm.training.checkpoints.checkpoint import Checkpoint
 
 
 class Scored(NamedTuple):

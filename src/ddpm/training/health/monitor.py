@@ -17,10 +17,10 @@ from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Cond, Denoiser, NetworkDenoiser, Prediction
 from ddpm.objective import Draws, Loss
 from ddpm.process import At
-from ddpm.training.drift import Profile, drift, profile, reference_rows
+from ddpm.training.distributed.world import World
 from ddpm.training.feed import Feed, conditions, encoded
+from ddpm.training.health.drift import Profile, drift, profile, reference_rows
 from ddpm.training.held_out import binned
-from ddpm.training.world import World
 
 ROWS = 16  # samples a bin's gradient is taken over
 PLACES = 1024  # uniforms among which those that fall into a bin are looked for

@@ -12,7 +12,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 
 from ddpm.errors import CheckpointError, NonFiniteError
-from ddpm.training import storage
+from ddpm.training.checkpoints import storage
 
 SHOWN = 5  # entries of a list of differences that are spelled out
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import CheckpointError, ConfigError, NonFiniteError
-from ddpm.training import checkpoint, storage
-from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.parallel import gathered, is_part, like, local
-from ddpm.training.storage import Record
-from ddpm.training.tensors import check_fit, is_finite
-from ddpm.training.world import World
+from ddpm.training.checkpoints import checkpoint, storage
+from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.storage import Record
+from ddpm.training.checkpoints.tensors import check_fit, is_finite
+from ddpm.training.distributed.parallel import gathered, is_part, like, local
+from ddpm.training.distributed.world import World
 
 
 def save(

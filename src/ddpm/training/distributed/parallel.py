@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddpm.denoiser import NetworkDenoiser, Twice
 from ddpm.objective import Draws, Loss
-from ddpm.training.world import World
+from ddpm.training.distributed.world import World
 
 
 class Pass(nn.Module):

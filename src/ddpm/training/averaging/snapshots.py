@@ -15,12 +15,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ddpm.errors import CheckpointError, DiskError
-from ddpm.training import checkpoint, sharded, storage
-from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.ema import PowerEMA, name_of
-from ddpm.training.posthoc import Profile
-from ddpm.training.verified import candidates
-from ddpm.training.world import World
+from ddpm.training.averaging.ema import PowerEMA, name_of
+from ddpm.training.averaging.posthoc import Profile
+from ddpm.training.checkpoints import checkpoint, storage
+from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.verified import candidates
+from ddpm.training.distributed import sharded
+from ddpm.training.distributed.world import World
 
 FOLDER = "snapshots"
 

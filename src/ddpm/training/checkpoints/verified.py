@@ -19,9 +19,9 @@ from safetensors.torch import load as safetensors_load
 import ddpm
 from ddpm.errors import CheckpointError
 from ddpm.lazy import at_least
-from ddpm.training import storage
-from ddpm.training.storage import Record, size_text
-from ddpm.training.tensors import join
+from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.storage import Record, size_text
+from ddpm.training.checkpoints.tensors import join
 
 at_least(torch)
 at_least(safetensors)

@@ -25,12 +25,12 @@ import torch
 
 import ddpm
 from ddpm.errors import CheckpointError, DiskError
-from ddpm.training import storage
-from ddpm.training.lock import RunLock
-from ddpm.training.retention import best, ranked
-from ddpm.training.storage import size_text
-from ddpm.training.tensors import flatten, load_into, snapshot, to_bytes, unflatten
-from ddpm.training.verified import (
+from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.lock import RunLock
+from ddpm.training.checkpoints.retention import best, ranked
+from ddpm.training.checkpoints.storage import size_text
+from ddpm.training.checkpoints.tensors import flatten, load_into, snapshot, to_bytes, unflatten
+from ddpm.training.checkpoints.verified import (
     FILE,
     FORMAT,
     MANIFEST,

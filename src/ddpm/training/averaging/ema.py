@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm.training.parallel import is_part, like, local
+from ddpm.training.distributed.parallel import is_part, like, local
 
 
 def spread(gamma: float) -> float:

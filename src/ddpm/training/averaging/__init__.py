@@ -1,0 +1,1 @@
+"""Averages of the weights: tracked on the way, kept as snapshots, put together afterwards, chosen by the held-out loss."""

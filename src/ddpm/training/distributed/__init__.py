@@ -1,0 +1,1 @@
+"""One run on many processes: which process this is, how gradients meet, and how many hands write one save."""
