@@ -1,4 +1,7 @@
-"""A long run watched from outside: memory, open files, files on disk and steps a second of CPU must stay what they were."""
+"""A long run watched from outside: memory, open files, files on disk and steps a second of CPU must stay what they were.
+
+Run by `python tests/long_checks.py --soak MINUTES`.
+"""
 
 from __future__ import annotations
 
@@ -74,4 +77,4 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
     }
     flat = resident[1] < resident[0] + max(8.0, 0.02 * resident[0])
     same = figures["open_files"][1] <= figures["open_files"][0] and figures["files"][1] <= figures["files"][0]
-    return {**figures, "passed": flat and same and rates[1] > 0.85 * rates[0]}
+    return {**figures, "passed": flat and same and rates[1] > 0.75 * rates[0]}

@@ -16,6 +16,7 @@ from ddpm.data import DataSettings
 from ddpm.evaluation.tuned import fingerprint
 from ddpm.training import TrainConfig, load, run
 from ddpm.training.averaging.weights import weight_set
+from ddpm.training.held_out import held_out_loss
 from small_runs import held, quietly, settings
 
 
@@ -82,28 +83,42 @@ def test_the_best_of_the_lengths_is_used_from_then_on(folder: Path, capsys: pyte
 
 
 def test_the_loss_is_that_of_the_weights_written_and_the_same_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["ema", str(folder), "--length", "0.08"]
+    words = ["ema", str(folder), "--length", "0.12"]
     first = shown([*words, "--no-write"], capsys)[0]
     assert not (folder / "ema").exists() and "uses from now on" not in first
     again = shown(words, capsys)[0]
     assert again.startswith(first)
     from ddpm.data import open_data
-    from ddpm.training.held_out import held_out_loss
 
     dataset = open_data(config(folder.parent, data=DataSettings(data=held(folder).document("state")["config"]["data"]["data"])).data)
     found = held_out_loss(load(folder), dataset, frozenset(), samples=1024)
-    line = next(line for line in again.splitlines() if line.startswith("ema-0.080"))
+    line = next(line for line in again.splitlines() if line.startswith("ema-0.120"))
     assert found is not None and float(line.split()[1]) == pytest.approx(found.loss, abs=1e-6)
 
 
 def test_a_made_average_is_the_one_a_run_of_that_length_tracks(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quietly(config(trained, out=str(folder.parent / "direct"), ema=0.08, snapshots=0))
-    shown(["ema", str(folder), "--length", "0.08"], capsys)
+    quietly(config(trained, out=str(folder.parent / "direct"), ema=0.12, snapshots=0))
+    shown(["ema", str(folder), "--length", "0.12"], capsys)
     made, direct, near = load(folder), load(folder.parent / "direct"), load(folder, weights="ema-0.100")
     distance, apart = (
         sum((a - b).square().sum().item() for a, b in zip(direct.parameters(), other.parameters(), strict=True)) for other in (made, near)
     )
     assert 0 < distance < 1e-3 * apart
+
+
+def test_a_length_no_better_than_a_tracked_one_is_not_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer ones are better here: 0.07 is worse than the tracked 0.1. Where all are as good, the first that was tracked stays."""
+    out, _ = shown(["ema", str(folder), "--length", "0.07,0.09"], capsys)
+    rows = [line.split() for line in out.splitlines() if line.startswith("ema-0") and line.endswith(("%", "tracked", "best"))]
+    assert min(rows, key=lambda row: float(row[1]))[0] == "ema-0.100" == next(row[0] for row in rows if row[-1] == "best")
+    assert "ema-0.100, which was tracked, is the best of all averages here: no length asked for has a smaller loss" in out
+    assert "ema-0.100 weights, chosen by ddpm ema" in drawn(folder, capsys)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        found = held_out_loss
+        patch.setattr("ddpm.training.held_out.held_out_loss", lambda *words, **more: found(*words, **more)._replace(loss=0.5))  # pyright: ignore[reportOptionalMemberAccess]
+        out, _ = shown(["ema", str(folder), "--length", "0.03,0.1"], capsys)
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("best")] == ["ema-0.050"]
+    assert weight_set(held(folder)).name == "ema-0.050"
 
 
 def test_without_lengths_they_are_searched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,18 +131,18 @@ def test_without_lengths_they_are_searched(folder: Path, capsys: pytest.CaptureF
 
 
 def test_more_training_leaves_the_choice_behind(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown(["ema", str(folder), "--length", "0.08"], capsys)
+    shown(["ema", str(folder), "--length", "0.12"], capsys)
     quietly(config(trained, out=str(folder), steps=70))
     out, err = drawn(folder, capsys)
     assert "clip off, ema weights\n" in out and "ema was chosen at step 60, these are step 70: not used; run ddpm ema again" in err
-    assert "ema-0.080 weights, chosen by ddpm ema" in drawn(folder, capsys, "--step", "60")[0]
-    shown(["ema", str(folder), "--length", "0.12"], capsys)
+    assert "ema-0.120 weights, chosen by ddpm ema" in drawn(folder, capsys, "--step", "60")[0]
+    shown(["ema", str(folder), "--length", "0.15"], capsys)
     assert [path.name for path in (folder / "ema").glob("step-*")] == ["step-0000070"]
-    assert "ema-0.120 weights, chosen" in drawn(folder, capsys)[0]
+    assert "ema-0.150 weights, chosen" in drawn(folder, capsys)[0]
 
 
 def test_a_choice_for_other_weights_of_the_same_step_is_not_used(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown(["ema", str(folder), "--length", "0.08"], capsys)
+    shown(["ema", str(folder), "--length", "0.12"], capsys)
     quietly(config(trained, out=str(folder.parent / "other"), seed=1))
     shutil.copytree(folder / "ema", folder.parent / "other" / "ema")
     out, err = drawn(folder.parent / "other", capsys)
@@ -135,15 +150,15 @@ def test_a_choice_for_other_weights_of_the_same_step_is_not_used(trained: Path, 
 
 
 def test_a_damaged_choice_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown(["ema", str(folder), "--length", "0.08"], capsys)
-    file = folder / "ema" / "step-0000060" / "ema-0.080.safetensors"
+    shown(["ema", str(folder), "--length", "0.12"], capsys)
+    file = folder / "ema" / "step-0000060" / "ema-0.120.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     assert "fails SHA-256; remove" in shown(["sample", str(folder), "--n", "2"], capsys, 4)[1]
     assert "raw weights" in drawn(folder, capsys, "--weights", "raw")[0]
-    shown(["ema", str(folder), "--length", "0.08"], capsys)
-    assert "ema-0.080 weights, chosen" in drawn(folder, capsys)[0]
+    shown(["ema", str(folder), "--length", "0.12"], capsys)
+    assert "ema-0.120 weights, chosen" in drawn(folder, capsys)[0]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_refusals(words: list[str], code: int, says: str, trained: Path, capsys:
 
 def test_runs_without_snapshots_say_what_to_do(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quietly(config(trained, out=str(tmp_path / "old"), steps=4, ema=0.05, snapshots=0))
-    err = shown(["ema", str(tmp_path / "old"), "--length", "0.08"], capsys, 4)[1]
+    err = shown(["ema", str(tmp_path / "old"), "--length", "0.12"], capsys, 4)[1]
     assert "kept too few snapshots up to step 4" in err and "Train with --ema 0.05,0.1 and --snapshots N" in err
     quietly(config(trained, out=str(tmp_path / "whole"), steps=20, data=replace(config(trained).data, holdout=0.0)))
     assert "nothing is held out, so lengths cannot be compared" in shown(["ema", str(tmp_path / "whole")], capsys, 3)[1]

@@ -141,6 +141,13 @@ def test_bad_pictures_are_listed_or_skipped_with_their_labels(tmp_path: Path) ->
     assert np.array_equal(data.samples[42], read(write_folder(tmp_path / "f", {"1.png": files["000043.png"]}, classes=0)).samples[0])
 
 
+def test_labels_without_a_picture_are_counted(tmp_path: Path) -> None:
+    assert read(write_shards(tmp_path / "t", samples(15), 15)).card.notices == ()
+    labelled = samples(15) | {f"{i:06d}.cls": b"1" for i in range(30)}
+    data = read(write_shard(tmp_path / "s-0.tar", labelled))
+    assert data.card.count == 15 and data.card.notices == ("15 labels belong to no sample: are pictures missing?",)
+
+
 def npy(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array)

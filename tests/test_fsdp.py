@@ -18,7 +18,7 @@ from ddpm.errors import CheckpointError, ConfigError, LockedError
 from ddpm.training import TrainConfig
 from ddpm.training.checkpoints import checkpoint, tensors
 from ddpm.training.checkpoints.checkpoint import RunLock
-from ddpm.training.distributed import sharded
+from ddpm.training.distributed.merging import merge
 from fsdp_jobs import COND, DOUBLE, SINGLE, VARIANTS, Precise, config, data_of, go
 from small_runs import digests, environment, held, metrics, quietly, settings
 
@@ -143,10 +143,10 @@ def test_merging_writes_into_no_folder_of_something_else(many: tuple[Path, list[
     (tmp_path / "file").write_text("mine")
     for to in (tmp_path, tmp_path / "file", many[0] / "single"):
         with pytest.raises(ConfigError, match="to: "):
-            sharded.merge(many[0] / "pictures", to)
+            merge(many[0] / "pictures", to)
     assert main(["merge", str(many[0] / "pictures"), "--to", str(many[0] / "pictures")]) == 2
     with RunLock(tmp_path / "held"), pytest.raises(LockedError):
-        sharded.merge(many[0] / "pictures", tmp_path / "held")
+        merge(many[0] / "pictures", tmp_path / "held")
 
 
 # damage ----------------------------------------------------------------------------------------------

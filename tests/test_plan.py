@@ -182,6 +182,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "for 7 steps" in (said := capsys.readouterr().out) and "the plan was for other settings: steps" in said
 
 
+def test_a_file_that_is_no_plan_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("points.npy", np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32))
+    Path("mine").mkdir()
+    Path("mine/plan.json").write_text('{"my": "plan"}')
+    words = ["--data", "points.npy", "--network", "MLPConfig", "--network.width", "16", "--preview", "0", "--threads", "1", "--steps", "5"]
+    assert main(["plan", *words, "--rehearse", "1", "--out", "mine"]) == 2
+    assert "mine/plan.json is there and is no plan" in capsys.readouterr().err
+    assert Path("mine/plan.json").read_text() == '{"my": "plan"}'
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -40,6 +40,18 @@ def test_two_one_two_processes_give_the_bits_of_one(tmp_path: Path) -> None:
     assert held(changing).document("state")["shards"] == 2
 
 
+@pytest.mark.slow
+def test_one_two_one_processes_give_the_bits_of_one(tmp_path: Path) -> None:
+    straight, changing = tmp_path / "straight", tmp_path / "changing"
+    alone(straight, "--steps 12 --logical-shards 2")
+    alone(changing, "--steps 4 --logical-shards 2")
+    code, said = Many.start(changing, "--steps 8").end()
+    assert code == 0 and "Resumed from step 4 (verified)" in said and "2 processes" in said, said
+    alone(changing, "--steps 12")
+    assert digests(straight) == digests(changing)
+    assert held(changing).step == 12 and held(changing).document("state")["shards"] == 2
+
+
 def test_a_killed_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     run = Many.running(tmp_path / "run")
     first, second = run.ranks()
@@ -47,7 +59,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     began = time.monotonic()
     code, said = run.end(60)
     assert code == 8 and time.monotonic() - began < 15  # 5 s on a quiet machine
-    assert said.rstrip().endswith("rank 1 died (SIGKILL; out of memory?); the last checkpoint is good"), said
+    assert said.rstrip().endswith(f"rank 1 died (SIGKILL; out of memory?); {held(tmp_path / 'run').path.name} is the last checkpoint"), said
     assert "Traceback" not in said and not alive(first)
     assert held(tmp_path / "run").step >= 5
 
@@ -59,7 +71,7 @@ def test_a_stopped_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     began = time.monotonic()
     code, said = run.end(60)
     assert code == 8 and time.monotonic() - began < 25, said  # 12 s on a quiet machine
-    assert "rank 1 silent for 5 s in step" in said and said.rstrip().endswith("; the last checkpoint is good"), said
+    assert "rank 1 silent for 5 s in step" in said and said.rstrip().endswith(" is the last checkpoint"), said
     assert "Traceback" not in said, said
     assert not alive(first) and not alive(second)
 
@@ -88,7 +100,7 @@ feed.Feed.batch = batch
 """,
     )
     code, said = Many.start(tmp_path / "run", "--steps 50", env=patch).end(120)
-    assert code == 3 and "ddpm train: error: a.png: cannot be read" in "".join(said.splitlines()[-2:]), said
+    assert code == 3 and "ddpm train: error: rank 1: a.png: cannot be read" in "".join(said.splitlines()[-2:]), said
     assert said.count("cannot be read") == 1 and "Traceback" not in said and "Connection" not in said, said
 
 

@@ -18,7 +18,7 @@ from ddpm.training.feed import Feed
 from ddpm.training.health import spikes
 from ddpm.training.health.spikes import Spikes
 from many import FLAGS, Many, numbers
-from small_runs import digests, environment, held, metrics, quietly, settings, start, table
+from small_runs import digests, environment, held, metrics, quietly, settings, start, table, trainer_for
 
 TRAINED = OptimizerSettings(lr=1e-3, warmup=10)
 
@@ -74,6 +74,36 @@ def test_after_a_leap_the_run_is_that_of_its_checkpoint_with_other_batches(
     assert digests(tmp_path / "leapt") == wanted == digests(tmp_path / "stopped")
     state = held(tmp_path / "leapt").document("state")
     assert state["skipped"] == 20 and state["step"] == state["good_steps"] == 120
+
+
+def test_a_second_leap_passes_over_other_batches_than_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice from 100 back to 80: the second time 20 batches more are passed over, none is met again."""
+    leaping(monkeypatch, times=2)
+    fed, feed = list[int](), Feed.batch
+
+    def batch(source: Feed, now: int, *rest: int) -> Any:
+        fed.append(now)
+        return feed(source, now, *rest)
+
+    monkeypatch.setattr(Feed, "batch", batch)
+    quietly(config(tmp_path, prefetch=0), data=table())
+    assert held(tmp_path).document("state")["skipped"] == 40
+    assert fed == list(range(160))
+
+
+def test_a_resumed_run_remembers_what_was_usual(tmp_path: Path) -> None:
+    """A leap is seen at the same step whether or not the run was stopped before it."""
+    trainer = trainer_for(tmp_path, table(), steps=60)
+    watch = trainer.state.spikes
+    for step in range(60):
+        watch.lasting(1.0 + 0.01 * (step % 7), step)
+    assert not watch.lasting(50.0, 60)
+    watch.returns, watch.until = 2, 57
+    trainer.save(lambda text: None)
+    again = trainer_for(tmp_path, table(), steps=60).state
+    again.load(held(tmp_path))
+    assert again.spikes.state() == watch.state() and len(again.spikes.usual) == 60
+    assert [again.spikes.lasting(50.0, step) for step in range(61, 70)] == [False] * 8 + [True] and again.spikes.began == 60
 
 
 def test_a_leap_that_always_comes_back_ends_the_run_with_a_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

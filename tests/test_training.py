@@ -51,6 +51,23 @@ def test_the_loss_falls_and_samples_come_back_in_kelvin(tmp_path: Path) -> None:
 # --- what is measured and kept ------------------------------------------------------------------------------------------------------------
 
 
+def test_what_is_measured_is_the_average_and_not_the_last_weights(tmp_path: Path) -> None:
+    """Last weights that are noise change nothing; an average that is noise changes the loss, by what measuring it directly gives."""
+    data = table()
+    training = trainer_for(tmp_path, data)
+    for _ in range(3):
+        training.step(print)
+    before = training.evaluate()["held_out_loss"]
+    torch.manual_seed(0)
+    last = {name: torch.randn_like(parameter) for name, parameter in training.denoiser.named_parameters()}
+    training.denoiser.load_state_dict(last, strict=False)
+    assert training.evaluate()["held_out_loss"] == before
+    assert all(torch.equal(parameter, last[name]) for name, parameter in training.denoiser.named_parameters())
+    direct = held_out_loss(training.denoiser, data, training.keys)
+    training.state.ema.weights.update({name: value.clone() for name, value in last.items()})
+    assert direct is not None and training.evaluate()["held_out_loss"] == direct.loss != before
+
+
 def test_the_held_out_loss_is_the_same_every_time_and_no_step_is_logged_twice(tmp_path: Path) -> None:
     data = table(classes=2)
     training = trainer_for(tmp_path, data)

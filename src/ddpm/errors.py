@@ -13,6 +13,7 @@ class DDPMError(Exception):
     """Any failure this package explains in a sentence; `exit_code` is what `ddpm` returns for it."""
 
     exit_code: ClassVar[int] = 1
+    rank: int | None = None  # of many processes, which met it, where all raise it
 
 
 class ConfigError(DDPMError):
@@ -60,7 +61,7 @@ class LockedError(DDPMError):
 
 
 class DistributedError(DDPMError):
-    """Another process of the run died, fell silent or could not be reached; the last checkpoint is intact."""
+    """Another process of the run died, fell silent or could not be reached."""
 
     exit_code = 8
 

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import ddpm
-from ddpm.cli.launch import LAUNCHED, inside, report, speaks
+from ddpm.cli.launch import inside, report, speaks
 from ddpm.cli.shortage import out_of_memory
 from ddpm.config import Parser, tidy
 from ddpm.config.fields import nearest
-from ddpm.errors import ConfigError, DDPMError, DiskError
+from ddpm.errors import ConfigError, DDPMError, DiskError, DistributedError
 
 COMMANDS = {
     "train": "train a model on your data; the same command again resumes",
@@ -43,7 +43,7 @@ HELP = """Denoising diffusion: from your data to a trained model to samples.
 
   ddpm train                                     train on the bundled digits: a first run, in minutes
   ddpm inspect photos/                           what a folder, archive or array holds, and what is wrong with it
-  ddpm train --data photos/ --size 64 --out runs/photos
+  ddpm train --data photos/ --size 64 --crop centre --out runs/photos
   ddpm sample runs/photos --n 64                 uses the settings the model was trained with
 """
 EPILOG = """`ddpm COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 settings, 3 data, 4 checkpoint, 5 disk,
@@ -92,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    if inside():
+        from ddpm.training.distributed.parent import watch_parent
+
+        watch_parent()  # before anything is imported that takes seconds
     argv = tidy(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: spinning ones slow a shared machine down threefold
     command = next((token for token in argv if not token.startswith("-")), None)
@@ -110,19 +114,28 @@ def _main(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        message, code = explain(error)
-        _tell(f"{prog}: {message}", code)
-        return code
+        return _tell(prog, error)
 
 
-def _tell(message: str, code: int) -> None:
-    """Say it; as one of many processes, hand it to the launcher, which says what ended the run once and last."""
+def _tell(prog: str, error: Exception) -> int:
+    """Say what an error is, and return its exit code; as one of many processes, hand it to the launcher, which says what ended the run once
+    and last.
+    """
+    message, code = explain(error)
     if inside():
-        report(message, code)
-        if LAUNCHED in os.environ or (code == ConfigError.exit_code and not speaks()):
-            return
-        message = f"rank {os.environ.get('RANK', '?')}: {message}"
-    print(message, file=sys.stderr)
+        from ddpm.training.distributed.parent import LAUNCHED
+
+        everywhere = isinstance(error, ConfigError)  # the settings of one are those of all
+        if not everywhere and not isinstance(error, DistributedError):  # which names the one it is about
+            kind, text = message.split(": ", 1)
+            own = getattr(error, "rank", None)
+            rank = os.environ.get("RANK", "?") if own is None else own
+            message = message if text.startswith("rank ") else f"{kind}: rank {rank}: {text}"
+        report(f"{prog}: {message}", code)
+        if LAUNCHED in os.environ or (everywhere and not speaks()):
+            return code
+    print(f"{prog}: {message}", file=sys.stderr)
+    return code
 
 
 def _run(command: str | None, argv: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from ddpm.training.config import FAMILIES, ClassifierConfig
 HELP = """Train a classifier of a run's noisy data, on the run's own data, and keep it in RUN/classifier/.
 
   ddpm classifier runs/digits
-  ddpm classifier runs/photos --steps 5000 --data photos/ --size 64     also for a run that learned no classes
+  ddpm classifier runs/photos --steps 5000 --data photos/ --size 64 --crop centre     also for a run that learned no classes
   ddpm sample runs/digits --guidance-kind classifier --guidance 2
 """
 

@@ -22,7 +22,7 @@ HELP = """Find the length of the weight average that suits a trained model best,
 
   ddpm train --ema 0.05,0.1 --snapshots 30 --out runs/mine    two averages, kept every 30 steps
   ddpm ema runs/mine                                 search; `ddpm sample runs/mine` uses the best from then on
-  ddpm ema runs/mine --length 0.03,0.08,0.15         the best of these
+  ddpm ema runs/mine --length 0.03,0.08,0.15         the best of these and of those tracked
   ddpm ema runs/mine --length 0.08 --no-write        only show how good it is
 
 A length is a share of the training so far. Each is put together from the snapshots, and scored by the loss on held-out data, always the
@@ -63,21 +63,16 @@ def add(parser: Parser) -> None:
 
 def own_data(config: DataSettings, saved: Checkpoint) -> Dataset:
     """The data the run was trained on, with the rows it held out; DataError for others."""
-    import json
-
-    from ddpm.config import from_dict
     from ddpm.data import open_data
-    from ddpm.denoiser import Card
+    from ddpm.training.same_data import read_card
 
     dataset = open_data(config)
-    card, path = dataset.card, saved.path.parent / "data_card.json"
-    if path.is_file():
-        before = from_dict(Card, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-        if (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
-            raise DataError(
-                f"{card.name}: {card.count} samples, {card.held_out} held out, are not the data this run was trained on "
-                f"({before.name}: {before.count}, {before.held_out} held out); say where those are with --data"
-            )
+    card, before = dataset.card, read_card(saved.path.parent)
+    if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
+        raise DataError(
+            f"{card.name}: {card.count} samples, {card.held_out} held out, are not the data this run was trained on "
+            f"({before.name}: {before.count}, {before.held_out} held out); say where those are with --data"
+        )
     if not len(dataset.held_rows):
         raise DataError(f"{card.name}: nothing is held out, so lengths cannot be compared; train with --holdout above 0")
     return dataset
@@ -94,8 +89,10 @@ def table(scores: Mapping[str, Scored], best: str, first: str) -> str:
 
 
 def compare(config: EmaConfig, lengths: Lengths, low: float, high: float) -> list[str]:
-    """Score what was asked for, and the weights there are for comparison; the names among which to choose."""
-    from ddpm.training.averaging.ema import name_of
+    """Score what was asked for, and the weights there are for comparison; the averages, best first.
+
+    Where two are as good, to the digits shown, the one that was tracked comes first: making another would gain nothing.
+    """
     from ddpm.training.averaging.posthoc import search
 
     for length in lengths.tracked:
@@ -103,10 +100,10 @@ def compare(config: EmaConfig, lengths: Lengths, low: float, high: float) -> lis
     lengths.score_raw()
     if config.length == "auto":
         search(lengths.score, low, high)
-        return [name for name in lengths.scores if name != "raw"]
-    for length in config.length:
-        lengths.score(length)
-    return [name_of(length) for length in config.length]
+    else:
+        for length in config.length:
+            lengths.score(length)
+    return sorted((name for name in lengths.scores if name != "raw"), key=lambda name: round(lengths.scores[name].loss, 6))
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -141,11 +138,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     low, high = lengths.reach()
     dataset = own_data(config.data, saved)
     keys = frozenset(dataset.cond) if saved.document("state")["config"]["conditional"] else frozenset(dataset.cond) & {"image"}
-    names, first = compare(config, lengths, low, high), name_of(lengths.tracked[0])
-    best = min(names, key=lambda name: lengths.scores[name].loss)
+    best, first = compare(config, lengths, low, high)[0], name_of(lengths.tracked[0])
     print(f"step {saved.step} of {saved.path.parent}: {len(lengths.held)} averages kept, lengths {low:.3f} to {high:.3f} can be made")
     print(f"loss on {min(config.n, len(dataset.held_rows))} held-out samples of {dataset.card.name}, the same noise for all")
     print(table(lengths.scores, best, first))
+    if isinstance(config.length, tuple) and best not in map(name_of, config.length):
+        print(f"{best}, which was tracked, is the best of all averages here: no length asked for has a smaller loss")
     if lengths.scores["raw"].loss < lengths.scores[best].loss:
         print("the last weights are better still, as where the learning rate has fallen to 0: --weights raw")
     if config.write:

@@ -16,11 +16,11 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ddpm.errors import DistributedError
 
-LAUNCHED = "DDPM_LAUNCHED"  # in the environment of processes that `launch` started, and whose last word it has
 GRACE = 30  # seconds a process has to save after a signal
 
 
@@ -43,18 +43,21 @@ def report(message: str, code: int) -> None:
             json.dump({"message": {"message": message, **about}}, file)
 
 
-def launch(words: Sequence[str], processes: int, restarts: int = 0, grace: int = GRACE) -> int:
+def launch(words: Sequence[str], run: Path, processes: int, restarts: int = 0, grace: int = GRACE) -> int:
     """Run `ddpm WORDS` in `processes` processes of this machine, up to `restarts` times anew after a failure; returns the exit code.
 
-    grace: seconds between the request to stop and the end of those that do not.
+    run: the run folder, to say what is left there. grace: seconds between the request to stop and the end of those that do not.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from ddpm.training.distributed.parent import LAUNCHED
+    from ddpm.training.left import last_checkpoint
+
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the end is told once, below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -68,7 +71,7 @@ def launch(words: Sequence[str], processes: int, restarts: int = 0, grace: int =
     try:
         elastic_launch(config, sys.executable)("-m", "ddpm", *words)
     except ChildFailedError as error:
-        message, code = root_cause(error.failures)
+        message, code = root_cause(error.failures, last_checkpoint(run))
         if message:
             print(message, file=sys.stderr)
         return code
@@ -77,8 +80,11 @@ def launch(words: Sequence[str], processes: int, restarts: int = 0, grace: int =
     return 0
 
 
-def root_cause(failures: Mapping[int, Any]) -> tuple[str, int]:
-    """What ended the run, among torch's `ProcessFailure`s by rank: (message, exit code); what others saw of it comes last."""
+def root_cause(failures: Mapping[int, Any], left: str) -> tuple[str, int]:
+    """What ended the run, among torch's `ProcessFailure`s by rank: (message, exit code); what others saw of it comes last.
+
+    left: what remains of the run, for the message of a process that could not say it.
+    """
 
     def consequence(rank: int) -> tuple[bool, bool, int, int]:
         failure = failures[rank]
@@ -93,8 +99,8 @@ def root_cause(failures: Mapping[int, Any]) -> tuple[str, int]:
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         guess = "; out of memory?" if name == "SIGKILL" else ""
-        return f"ddpm train: error: rank {rank} died ({name}{guess}); the last checkpoint is good", DistributedError.exit_code
+        return f"ddpm train: error: rank {rank} died ({name}{guess}); {left}", DistributedError.exit_code
     said = failure.message.get("message", "") if isinstance(failure.message, dict) else ""
     if said:
         return said, failure.exitcode
-    return f"ddpm train: error: rank {rank} ended with code {failure.exitcode} without a word", DistributedError.exit_code
+    return f"ddpm train: error: rank {rank} ended with code {failure.exitcode} without a word; {left}", DistributedError.exit_code

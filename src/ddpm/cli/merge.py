@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
-from ddpm.errors import ConfigError
 
 HELP = """Put a checkpoint together that `ddpm train --parallel fsdp --sharded-save` wrote in parts.
 
@@ -17,6 +16,8 @@ HELP = """Put a checkpoint together that `ddpm train --parallel fsdp --sharded-s
 
 The result is what one process would have saved: smaller to hand on, and easier to read with other tools. Nothing needs it: `ddpm sample`
 and a resumed training, on any number of processes, read the parts as they are. One process holds the whole checkpoint meanwhile.
+What `ddpm ema` chose goes along, so that both sample alike; snapshots stay where they are. A folder that is not empty is refused, unless
+this command made it from the same run; a step that is there is never replaced by another.
 """
 
 
@@ -40,13 +41,9 @@ def add(parser: Parser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Read, write, say where."""
     config = resolve(MergeConfig, [flags_layer(args, extra, args.parser, MergeConfig)])
-    from pathlib import Path
-
-    from ddpm.training.distributed.sharded import merge
+    from ddpm.training.distributed.merging import merge
 
     assert config.to is not None  # `MergeConfig` has seen to it
-    if Path(config.to).resolve() in {Path(args.run_folder).resolve(), Path(args.run_folder).resolve().parent}:
-        raise ConfigError(f"to: {config.to} is the run itself; name another folder, the parts stay where they are")
     folder = merge(args.run_folder, config.to, config.step, lambda line: print(f"ddpm merge: {line}", file=sys.stderr))
     print(folder)
     print(f"next: ddpm sample {shlex.quote(config.to)} --n 64")

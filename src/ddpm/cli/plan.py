@@ -14,10 +14,10 @@ from ddpm.training.recipes import names
 
 HELP = """Read the data and the machine, propose network, batch, average, steps and checkpoints, and foretell time, memory and disk.
 
-  ddpm plan                                    for the bundled digits
-  ddpm plan --data photos/ --size 64           any flag of `ddpm train`: what is given stays, the rest is proposed
-  ddpm plan --data photos/ --hours 3           as many steps as fit into three hours
-  ddpm plan --data photos/ --out runs/photos   keeps the plan there; `ddpm train` then says how well it foretold
+  ddpm plan                                          for the bundled digits
+  ddpm plan --data photos/ --size 64 --crop centre   any flag of `ddpm train`: what is given stays, the rest is proposed
+  ddpm plan --data photos/ --hours 3                 as many steps as fit into three hours
+  ddpm plan --data photos/ --out runs/photos         keeps the plan there; `ddpm train` then says how well it foretold
 
 A rehearsal of a few steps of the planned run, in a temporary folder, is timed and measured. Nothing else is written without --out.
 """

@@ -105,7 +105,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if wrong:
         raise ConfigError.of([f"{name}: got {value}; allowed whole numbers >= {low[name]}" for name, value in wrong.items()])
     if args.processes > 1 and not inside():
-        return launch(sys.argv[1:], args.processes, args.restarts, args.grace)
+        from ddpm.training.run import run_folder
+
+        return launch(sys.argv[1:], run_folder(config), args.processes, args.restarts, args.grace)
     from ddpm.training.checkpoints.checkpoint import latest_name
     from ddpm.training.run import run_folder, train
 

@@ -122,8 +122,11 @@ def _labelled(found: Found, beside: _Beside, settings: DataSettings) -> Found:
         return found
     assert isinstance(found.samples, OnDemand)
     samples = found.samples
-    ids, classes = beside.of([samples.files.name(int(number)) for number in samples.numbers], found.name)
-    return replace(found, cond={**found.cond, "class": ids}, classes=classes)
+    names = [samples.files.name(int(number)) for number in samples.numbers]
+    ids, classes = beside.of(names, found.name)
+    alone = len(beside.values.keys() - {key_of(name)[0] for name in names}) - len(found.unreadable)
+    notices = (*found.notices, f"{alone:,} labels belong to no sample: are pictures missing?") if alone > 0 else found.notices
+    return replace(found, cond={**found.cond, "class": ids}, classes=classes, notices=notices)
 
 
 def key_of(name: str) -> tuple[str, str]:

@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.config import to_dict
-from ddpm.errors import CheckpointError
+from ddpm.errors import CheckpointError, ConfigError, DiskError
 from ddpm.evaluation.planning import Plan, duration
 from ddpm.evaluation.rehearsal import size_of
-from ddpm.training.checkpoints.storage import size_text
+from ddpm.training.checkpoints.storage import size_text, write_text
 from ddpm.training.config import TrainConfig
-from ddpm.training.state import write_text
 
 PLAN = "plan.json"
 COSTLY = ("network", "loss", "batch", "accumulate", "steps", "checkpoint_every", "keep", "preview", "device", "precision", "threads")
 
 
 def save_plan(run: Path, plan: Plan) -> Path:
-    """Keep a plan in a run folder, which may not exist yet; one that was there is replaced."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / PLAN, json.dumps({"format": 1, **plan.to_dict(), "happened": []}, indent=1) + "\n")
-    return run / PLAN
+    """Keep a plan in a run folder, which may not exist yet; a plan that was there is replaced.
+
+    Raises ConfigError for a plan.json that is something else, DiskError where it cannot be written.
+    """
+    path = run / PLAN
+    try:
+        load_plan(run)
+    except CheckpointError as error:
+        raise ConfigError(f"out: {path} is there and is no plan of `ddpm plan`; name another folder, nothing was changed") from error
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"format": 1, **plan.to_dict(), "happened": []}, indent=1) + "\n")
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}; name another folder with --out, or leave it out") from error
+    return path
 
 
 def load_plan(run: Path) -> dict[str, Any] | None:

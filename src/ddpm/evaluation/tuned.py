@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ddpm.config import from_dict, to_dict
-from ddpm.errors import CheckpointError, ConfigError, DiskError
+from ddpm.errors import CheckpointError, ConfigError
 from ddpm.process import Listed
 from ddpm.sampling import PRESETS, SAMPLERS, Sampler
 from ddpm.training.averaging.weights import weight_set
 from ddpm.training.checkpoints.checkpoint import Checkpoint
-from ddpm.training.checkpoints.storage import MAX_JSON, from_json, replace_text, to_json
+from ddpm.training.checkpoints.storage import MAX_JSON, from_json, to_json, write_text
 from ddpm.training.state import open_run
 
 FILE = "sampling.json"
@@ -102,10 +102,7 @@ def save_tuned(run: str | Path, tuned: Tuned, *, guiding: Mapping[str, Any] = PL
     others = [old for old in read(run) if (old.tuned.nfe, dict(old.guiding), old.weights) != same]
     entries = sorted([*others, entry], key=lambda one: (one.tuned.nfe, json.dumps(dict(one.guiding), sort_keys=True), one.weights))
     document = {"format": FORMAT, "entries": [_written(one) for one in entries]}
-    try:
-        replace_text(path, to_json(document, FILE).decode())
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, to_json(document, FILE))
     return path
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
+from ddpm.denoiser.serving import evaluating
 from ddpm.errors import ConfigError
-from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
+from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, in_own_units, least_instant, noise_of, spread_of
 from ddpm.objective.bound import Variance, chain_length, decoder_nll, mean_flat, prior_term, step_instants, term_at
 from ddpm.random import generator
 

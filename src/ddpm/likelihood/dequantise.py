@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.denoiser import Codec, Cond, Denoiser
+from ddpm.denoiser.serving import evaluating
 from ddpm.errors import ConfigError
 from ddpm.likelihood.bound import continuous_draw
-from ddpm.likelihood.scores import evaluating
 from ddpm.random import generator, torch_seed
 
 SHARPEST = 6.0  # largest |log| of a shape parameter of the fitted density

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
+from ddpm.denoiser.serving import evaluating
 from ddpm.errors import ConfigError
 from ddpm.likelihood.dequantise import Uniform, Variational, bin_of
-from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, evaluating, in_own_units, least_instant, noise_of, spread_of
+from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, in_own_units, least_instant, noise_of, spread_of
 from ddpm.objective.bound import decoder_nll
 from ddpm.process import At
 from ddpm.random import generator

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,17 +90,6 @@ def spread_of(process: Process, at: At) -> Tensor:
     """Standard deviation of x0 around x/alpha that the noise at an instant leaves: the decoder's, sigma/alpha."""
     scale, std = process.transition(At(*(end.to(level) for end, level in zip(process.clean, at, strict=True))), at)
     return std / scale
-
-
-@contextmanager
-def evaluating(denoiser: Denoiser) -> Generator[None]:
-    """Within this context the denoiser is in evaluation mode: no dropout."""
-    training = denoiser.training
-    denoiser.eval()
-    try:
-        yield
-    finally:
-        denoiser.train(training)
 
 
 def check_data(denoiser: Denoiser, x0: Tensor, draws: int) -> None:

@@ -5,7 +5,7 @@ Each part has a plain way and, where it pays, a fast one, which gives the same n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 ENOUGH = 256  # positions (batch times sizes) from which the transposed convolution pays for making its weights
+WIDE, LARGE = 16, 1024  # channels a group and positions a channel from which group norm is as quick on channels-last tensors
 SHORT = 1024  # positions up to which a whole table of attention weights is cheaper on the CPU than the fused kernel
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
@@ -66,13 +67,23 @@ def start(layer: Layer, zero: bool) -> Layer:
     return layer
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm of contiguous tensors wherever torch's own is slow on a CPU's channels-last ones: few channels a group, small pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, *axes); returns the same shape and layout."""
+        if x.ndim != 4 or x.device.type != "cpu" or x.is_contiguous() or x.shape[1] // self.num_groups >= WIDE or x[0, 0].numel() >= LARGE:
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """Group norm with at most `groups` groups: the most that divide `channels` and leave 4 or more in each; one group if none do.
 
     A group of one channel would subtract the time embedding that has just been added to it.
     """
     fitting = [count for count in range(1, groups + 1) if channels % count == 0 and channels // count >= 4]
-    return nn.GroupNorm(max(fitting, default=1), channels, eps=1e-6)
+    return GroupNorm(max(fitting, default=1), channels, eps=1e-6)
 
 
 def swish(x: Tensor, plain: bool) -> Tensor:
@@ -101,6 +112,12 @@ class Upsample(Part):
         if self.plain or x.device.type != "cpu" or x.numel() < ENOUGH * x.shape[1]:
             return self.conv(repeat(x))
         return TRANSPOSED[x.ndim - 3](x, stretched(self.conv.weight), self.conv.bias, stride=2, padding=1)
+
+    def packed(self) -> Callable[[Tensor], Tensor]:
+        """x -> the same in bfloat16, by a transposed convolution whose weight is made once; where nothing needs a gradient."""
+        bias = None if self.conv.bias is None else self.conv.bias.detach().bfloat16()
+        weight = stretched(self.conv.weight.detach()).bfloat16().contiguous()
+        return lambda x: TRANSPOSED[x.ndim - 3](x.bfloat16(), weight, bias, stride=2, padding=1)
 
 
 def stretched(weight: Tensor) -> Tensor:
@@ -197,7 +214,7 @@ class Attention(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *axes); returns the same shape."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # products of transposed ones are slow in bfloat16
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.plain:
             h = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v

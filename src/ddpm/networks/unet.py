@@ -53,6 +53,8 @@ class UNet(nn.Module):
     Reference: Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B.
     """
 
+    layout: torch.memory_format = torch.contiguous_format  # of pictures; channels last is quicker without gradients, slower with them
+
     def __init__(self, config: UNetConfig, shape: tuple[int, ...], out: int, cond: CondSpec) -> None:
         super().__init__()
         self.config, self.shape, self.out, self.cond = config, shape, out, cond
@@ -107,7 +109,7 @@ class UNet(nn.Module):
         """
         self._check(x, c_noise)
         emb = F.silu(self.embed(c_noise, cond))
-        x_in = with_fields(x, cond, self.cond).contiguous()  # on channels-last strides a CPU's group norm is several times slower
+        x_in = with_fields(x, cond, self.cond).contiguous(memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
         skips = [self.stem(x_in)]
         for level in self.down:
             skips += level(skips[-1], emb)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, Model, Prediction
+from ddpm.denoiser.serving import serving
 from ddpm.errors import ConfigError
 from ddpm.process import At, Grid, default_grid
 from ddpm.random import normals
@@ -165,32 +166,27 @@ def sample(
         raise ConfigError(f"batch: got {batch}, must be at least 1")
     if isinstance(sampler, Adaptive) and grid is not None:
         raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
-    training = denoiser.training
-    denoiser.eval()
     walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
     parts: list[Tensor] = []
     rows = steps if sampler is None or isinstance(sampler, Adaptive) else sampler.rows(steps)
     total = -(-n // batch) * rows
-    try:
-        with torch.autocast(device_of(denoiser).type, autocast, enabled=autocast is not None):  # around the loop: weights are cast once
-            for begin in range(0, n, batch):
-                size = min(batch, n - begin)
-                some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
-                opening = None if start is None else start[begin : begin + size]
-                if isinstance(sampler, Adaptive):
-                    numbers = range(first + begin, first + begin + size)
-                    x = _solved(denoiser, sampler, seed, numbers, some, clip, clip_quantile, opening, dtype)
-                    parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
-                    continue
-                x = torch.empty(0)
-                for frame in walk(size, first=first + begin, cond=some, start=opening, clip_quantile=clip_quantile):
-                    x = frame.x
-                    if progress is not None and frame.step:
-                        progress(len(parts) * rows + frame.step, total)
+    with serving(denoiser, device_of(denoiser), autocast):
+        for begin in range(0, n, batch):
+            size = min(batch, n - begin)
+            some = {key: value[begin : begin + size] for key, value in cond.items()} if cond else None
+            opening = None if start is None else start[begin : begin + size]
+            if isinstance(sampler, Adaptive):
+                numbers = range(first + begin, first + begin + size)
+                x = _solved(denoiser, sampler, seed, numbers, some, clip, clip_quantile, opening, dtype)
                 parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
-        return torch.cat(parts)
-    finally:
-        denoiser.train(training)
+                continue
+            x = torch.empty(0)
+            for frame in walk(size, first=first + begin, cond=some, start=opening, clip_quantile=clip_quantile):
+                x = frame.x
+                if progress is not None and frame.step:
+                    progress(len(parts) * rows + frame.step, total)
+            parts.append(denoiser.codec.decode(x) if decode and denoiser.codec is not None else x)
+    return torch.cat(parts)
 
 
 def _solved(

@@ -10,8 +10,9 @@ from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LearnedSchedule, LearnedScheduleLoss, LossSettings
 from ddpm.process import LogSNRTable, Process, Schedule
 from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints.storage import write_text
 from ddpm.training.config import FAMILIES
-from ddpm.training.state import open_run, write_text
+from ddpm.training.state import open_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,22 +10,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ddpm.errors import DiskError
+from ddpm.training.checkpoints import checkpoint, storage
 from ddpm.training.memory import peak_memory
 from ddpm.training.trackers import Tracker, Tracking
 
+METRICS = "metrics.jsonl"
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for anything that no run wrote: another text, a step that is none, a value left empty."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0 and None not in row.values()
+    return row if whole else None
+
+
+def _lines(run: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    path = run / METRICS
+    return [(line, _row(line)) for line in path.read_bytes().split(b"\n") if line.strip()] if path.is_file() else []
+
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl in order of step; a line torn by a kill is passed over."""
-    path = run / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
+    """The lines of metrics.jsonl in order; one torn by a kill, damaged or strange is passed over."""
+    return [row for _, row in _lines(run) if row is not None]
 
 
 class Logbook:
@@ -43,9 +52,8 @@ class Logbook:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.run, self.steps, self.start, self.quiet = run, steps, start, quiet
-        self._rewind(start)
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._bar, self._task = self._progress()
+        self._rewind(start)
         self._said = 0.0
         self.tracking = Tracking(trackers, self.say)
         self.tracking.start(config or {}, run, start)
@@ -53,19 +61,19 @@ class Logbook:
 
     def rewind(self, done: int, step: int) -> None:
         """Training goes back from step `done` to `step`: lines beyond it are dropped; the rate goes on counting all steps."""
-        self._file.close()
         self._rewind(step)
-        self._file = (self.run / "metrics.jsonl").open("a", encoding="utf-8")
         self.start -= done - step
 
     def _rewind(self, step: int) -> None:
         """Drop lines beyond the step that training goes on from, so that no step is logged twice."""
-        path = self.run / "metrics.jsonl"
-        if path.is_file():
-            kept = [row for row in read_metrics(self.run) if row["step"] <= step]
-            aside = path.with_suffix(".jsonl.tmp")
-            aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            os.replace(aside, path)
+        path, lines = self.run / METRICS, _lines(self.run)
+        bad = [number for number, (_, row) in enumerate(lines, 1) if row is None]
+        if bad:
+            where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            self.say(f"{path}: {len(bad)} damaged line{'s' if len(bad) > 1 else ''} left out (line {where})")
+        kept = b"".join(line + b"\n" for line, row in lines if row is not None and row["step"] <= step)
+        if lines and kept != path.read_bytes():
+            storage.write_text(path, kept)
 
     def _progress(self) -> tuple[Any, Any]:
         if self.quiet or not sys.stderr.isatty():
@@ -111,9 +119,16 @@ class Logbook:
             print(f"step {done}/{self.steps}  {self.speed(done)}  {left:.0f} s left  {shown}", file=sys.stderr, flush=True)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, flushed; then the trackers."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """One line of metrics.jsonl, then the trackers. Raises: DiskError."""
+        path = self.run / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:  # not held open: what could not be written must not come up again at the end
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise DiskError(
+                f"cannot write {path} at step {step}: {error.strerror or error}. {checkpoint.intact(self.run)}, later steps are lost. "
+                "Free some space, then give the same command again"
+            ) from error
         self.tracking.write(step, values)
 
     def picture(self, step: int, path: Path) -> None:
@@ -135,7 +150,6 @@ class Logbook:
         if self._bar is not None:
             self._bar.stop()
         self.tracking.close()
-        self._file.close()
 
 
 class Unlogged:

@@ -13,8 +13,8 @@ from ddpm.data.export import as_pictures, grid, save_npz, save_picture
 from ddpm.denoiser import Card, Codec
 from ddpm.sampling import sample
 from ddpm.training.averaging.ema import swapped
+from ddpm.training.checkpoints.storage import write_text
 from ddpm.training.logbook import read_metrics
-from ddpm.training.state import write_text
 
 if TYPE_CHECKING:
     from ddpm.training.config import TrainConfig

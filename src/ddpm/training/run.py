@@ -18,16 +18,18 @@ from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import NetworkDenoiser
-from ddpm.errors import ConfigError, DataError, DiskError, NonFiniteError
+from ddpm.errors import ConfigError, DataError, NonFiniteError
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured
 from ddpm.training.checkpoints import checkpoint
-from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
+from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.config import TrainConfig
-from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, template
+from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, template, uneven
 from ddpm.training.distributed.world import World
+from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.initial import start_from
+from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, choose, device_of
 from ddpm.training.optimizers import build_optimizer
@@ -55,31 +57,6 @@ def run_folder(config: TrainConfig) -> Path:
     for ending in (".xz", ".gz", ".tar", ".zip", ".npz", ".npy", ".safetensors"):
         name = name.removesuffix(ending)
     return Path("runs") / (name or "data")
-
-
-OURS = (
-    "README.md",
-    "config.toml",
-    "metrics.jsonl",
-    "loss.png",
-    "samples",
-    "snapshots",
-    "ema",
-    "tensorboard",
-    "latest",
-)  # what a run writes, beside checkpoints
-
-
-def _check_folder(run: Path) -> None:
-    """ConfigError for a folder that is no run but holds files a run would replace."""
-    if (run / "data_card.json").is_file() or any(run.glob("step-*")):
-        return
-    foreign = [name for name in OURS if (run / name).exists()]
-    if foreign:
-        raise ConfigError(
-            f"out: {run} is not a run folder and holds {', '.join(foreign)}, which training would replace; name another folder, "
-            "nothing was changed"
-        )
 
 
 def _state(config: TrainConfig, dataset: Dataset, machine: Machine, denoiser: NetworkDenoiser, world: World | None = None) -> RunState:
@@ -110,13 +87,15 @@ def _newest(run: Path, world: World, say: Callable[[str], None]) -> Checkpoint |
 def logical_shards(config: TrainConfig, saved: int | None, size: int, say: Callable[[str], None]) -> int:
     """In how many shards every pass is computed: what is asked for, else as the run has it, else one for each process.
 
-    ConfigError where there are fewer than processes, or more than samples in a pass.
+    ConfigError where there are fewer than processes, more than samples in a pass, or for fsdp not as many on each process.
     """
     shards = config.logical_shards or max(saved or 0, size)
     if shards < size:
         raise ConfigError(f"logical_shards: got {shards} for {size} processes; each process needs one, so at least {size}")
     if shards > config.batch:
         raise ConfigError(f"batch: got {config.batch} for {shards} logical shards; each needs a sample, so at least {shards}")
+    if config.parallel == "fsdp" and shards % size:
+        raise ConfigError(uneven(shards, size, config.batch, asked=bool(config.logical_shards)))
     if saved is not None and shards != saved:
         say(f"{saved} logical shards -> {shards}: from here on the noise is another than with {saved}, the order of the data is the same")
     if shards != size:
@@ -139,6 +118,9 @@ def _resume(
         say(f"changed since the last checkpoint: {line}")
     world.everywhere(lambda: state.load(saved))
     before = saved.document("state")
+    turned = turned_back(config, int(before["config"]["steps"]), state.step)
+    if turned:
+        say(turned)
     for name, version in versions().items():
         if before["versions"].get(name) != version:
             say(f"written with {name} {before['versions'].get(name)}, now {version}: the result may differ in the last bits")
@@ -160,17 +142,6 @@ def _opened(settings: DataSettings, world: World) -> Dataset:
     found: list[Dataset] = []
     world.on_main(lambda: found.append(open_data(settings)))
     return world.everywhere(lambda: found[0] if found else open_data(settings))
-
-
-def _own(run: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
-    """Take the run folder for this process, and clear what an interrupted save left there."""
-    _check_folder(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot make the run folder {run}: {error.strerror}") from error
-    stack.enter_context(RunLock(run))
-    checkpoint.clean(run, say)
 
 
 def _introduce(config: TrainConfig, dataset: Dataset, machine: Machine, state: RunState, world: World, say: Callable[[str], None]) -> None:
@@ -211,13 +182,14 @@ def _trainer(
     denoiser = build_denoiser(config, dataset.card, network)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))
     world.device = machine.device
-    world.on_main(lambda: _own(run, stack, say))
+    world.on_main(lambda: take(run, stack, say))
     saved = _newest(run, world, say)
     shards = logical_shards(config, saved.document("state").get("shards", 1) if saved else None, world.size, say)
     plain = template(denoiser) if config.parallel == "fsdp" and world.size > 1 and not config.sharded_save else None
     state = _state(config, dataset, machine, denoiser, world)
     state.shards = shards
     _resume(run, config, dataset, state, saved, world, say)
+    world.on_main(lambda: check_room(run, config, state, say))
     world.on_main(lambda: drop_after(run, state.step, say))
     if state.step < config.steps:
         world.on_main(lambda: write_request(run, config))
@@ -272,7 +244,7 @@ def train(
         if world.main and not quiet:
             print(message, file=sys.stderr, flush=True)
 
-    with world.guard(), ExitStack() as stack:
+    with world.guard(lambda: last_checkpoint(run)), ExitStack() as stack:
         trainer, plain = _trainer(config, network, data, run, world, stack, say)
         config, state = trainer.config, trainer.state
         began = state.step

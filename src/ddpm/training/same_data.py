@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,27 @@ import numpy as np
 from ddpm.config import from_dict, to_dict
 from ddpm.data.rows import Change, Keys
 from ddpm.denoiser import Card
-from ddpm.errors import CheckpointError, ConfigError, DataError, DiskError
+from ddpm.errors import CheckpointError, ConfigError, DataError
 from ddpm.training.checkpoints import storage
-from ddpm.training.state import write_text
+from ddpm.training.checkpoints.verified import candidates
 
+CARD = "data_card.json"
 KEYS = "data_keys.npy"
+
+
+def read_card(run: Path) -> Card | None:
+    """What a run knows of the data it began with; None without data_card.json, CheckpointError where it is damaged."""
+    path = run / CARD
+    if not path.is_file():
+        return None
+    try:
+        return from_dict(Card, json.loads(path.read_text(encoding="utf-8")), where=CARD)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, ConfigError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read: {reason}. The checkpoints are untouched: put the file back from a copy; or remove it, and the run "
+            "goes on without comparing the data, so be sure that they are the same"
+        ) from error
 
 
 def check_data(run: Path, card: Card, accept_change: bool, keys: Keys | None = None, say: Callable[[str], None] | None = None) -> None:
@@ -26,12 +41,10 @@ def check_data(run: Path, card: Card, accept_change: bool, keys: Keys | None = N
     Raises: DataError saying how many samples were added, removed and changed, as far as the run kept their keys. What changed and is
     accepted is told through `say`.
     """
-    path = run / "data_card.json"
-    if path.is_file():
-        try:
-            before = from_dict(Card, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    before = read_card(run)
+    if before is None and say is not None and candidates(run):
+        say(f"{run / CARD} is missing: whether the data are those the run began with cannot be compared; it is written anew")
+    if before is not None:
         if before.fingerprint != card.fingerprint:
             counts = f"{before.count} samples of shape {before.shape} then, {card.count} of {card.shape} now, and another fingerprint"
             then = read_keys(run)
@@ -45,7 +58,7 @@ def check_data(run: Path, card: Card, accept_change: bool, keys: Keys | None = N
         elif read_keys(run) is not None:
             keys = None  # there already
     write_keys(run, keys)
-    write_text(path, json.dumps(to_dict(card), indent=1) + "\n")
+    storage.write_text(run / CARD, json.dumps(to_dict(card), indent=1) + "\n")
 
 
 def read_keys(run: Path) -> Keys | None:
@@ -63,10 +76,4 @@ def write_keys(run: Path, keys: Keys | None) -> None:
         return
     block = io.BytesIO()
     np.save(block, keys, allow_pickle=False)
-    aside = storage.aside(run / KEYS)
-    try:
-        storage.write_file(aside, block.getvalue())
-        os.replace(aside, run / KEYS)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {run / KEYS}: {error.strerror}") from error
+    storage.write_text(run / KEYS, block.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from torch import nn
 import ddpm
 from ddpm.config import dump_toml, from_dict, to_dict
 from ddpm.denoiser import Card, Codec, NetworkDenoiser
-from ddpm.errors import CheckpointError, ConfigError, DiskError
+from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import Loss
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.weights import weight_set
 from ddpm.training.build import rebuild, saved_residuals
-from ddpm.training.checkpoints import checkpoint
+from ddpm.training.checkpoints import checkpoint, storage
 from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.checkpoints.retention import ENTRY, Score
 from ddpm.training.config import TrainConfig
@@ -76,16 +76,6 @@ SHAPE = {  # another value makes another model
 }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    try:
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error
-
-
 def versions() -> dict[str, str]:
     """What a checkpoint was written with."""
     return {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0]}
@@ -118,6 +108,7 @@ class RunState:
         self.shards = 1  # logical ones, see `Feed`
         self.skipped = 0  # batches passed over so far: step k takes batch k + skipped
         self.spikes = Spikes()
+        self.identity = secrets.token_hex(8)  # of the run, from its first checkpoint on
         self.measured: tuple[int, Score] | None = None  # the last held-out loss, and the step it is of
 
     def scored(self, loss: float, card: Card) -> None:
@@ -128,6 +119,16 @@ class RunState:
     def ema(self) -> PowerEMA:
         """The average that is measured and shown: the first."""
         return self.averages[0]
+
+    def nbytes(self) -> int:
+        """About how many bytes a checkpoint takes: weights, averages, and what the optimizer keeps of every parameter it trains."""
+        model = sum(tensor.numel() * tensor.element_size() for tensor in (*self.denoiser.parameters(), *self.denoiser.buffers()))
+        kept = sum(
+            (1 if group.get("matrices") else 2) * parameter.numel() * parameter.element_size()
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        )
+        return model * (1 + len(self.averages)) + kept
 
     def save(
         self, run: Path, config: TrainConfig, document: Mapping[str, Any], keep: int, notice: Callable[[str], None], world: World
@@ -145,6 +146,7 @@ class RunState:
             "shards": self.shards,
             "skipped": self.skipped,
             "spikes": self.spikes.state(),
+            "run": self.identity,
             ENTRY: self.measured[1]._asdict() if self.measured and self.measured[0] == self.step else None,
         }
         groups = {"model": model_tensors(self.denoiser), "optimizer": tensors}
@@ -186,6 +188,7 @@ class RunState:
         self.step, self.good_steps = int(state["step"]), int(state["good_steps"])
         self.skipped = int(state.get("skipped", 0))
         self.spikes.load(state.get("spikes"))
+        self.identity = str(state.get("run", self.identity))
         self.measured = None
 
 
@@ -216,7 +219,7 @@ def compare(saved: Checkpoint, config: TrainConfig) -> list[str]:
 
 def write_request(run: Path, config: TrainConfig) -> None:
     """config.toml: the request, resolved. For people; never read when a model is loaded."""
-    write_text(run / "config.toml", dump_toml(config))
+    storage.write_text(run / "config.toml", dump_toml(config))
 
 
 def open_run(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddpm.errors import ConfigError
-from ddpm.training.state import write_text
+from ddpm.training.checkpoints.storage import write_text
 
 INSTALL = {"tensorboard": "pip install 'ddpm[tensorboard]'", "wandb": "pip install 'ddpm[wandb]'"}
 

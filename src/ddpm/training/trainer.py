@@ -26,6 +26,7 @@ from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
 from ddpm.training.health.spikes import roll_back
 from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss
+from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine
 from ddpm.training.prefetch import Key, Prefetch, choose_ahead
@@ -107,7 +108,7 @@ class Trainer:
             if state.scaler:
                 state.scaler.update()
             if not overflow:  # an overflow of scaled fp16 gradients is routine: the scale comes down
-                say(self.health.skip(step + 1, self._cause(drawn, found), self._last_good()))
+                say(self.health.skip(step + 1, self._cause(drawn, found), last_checkpoint(self.run)))
             state.optimizer.zero_grad(set_to_none=True)
             return None
         if observed:
@@ -187,10 +188,6 @@ class Trainer:
             return OVERFLOW
         return f"{told[first]}{f' on rank {first}' if self.world.size > 1 and not str(told[first]).startswith(EVERYWHERE) else ''}"
 
-    def _last_good(self) -> str:
-        saved = sorted(path.name for path in self.run.glob("step-*") if path.is_dir() and path.suffix == "")
-        return f"{saved[-1]} is good" if saved else "No checkpoint had been written yet"
-
     def evaluate(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Held-out loss of the averaged weights, by log-SNR bin, beside what a Gaussian would reach, and each bin's gradient; keeps the
         residual moments. What looks wrong is said.
@@ -242,7 +239,7 @@ class Trainer:
         Of many ranks the others are still in the step and cannot save with this one; there the last checkpoint is what is left.
         """
         step, folder = self.state.step, self.run / f"step-{self.state.step:07d}"
-        left = self._last_good()
+        left = last_checkpoint(self.run)
         if self.world.size == 1 and (step or self.state.good_steps):
             if not folder.is_dir():
                 self.save(say)

@@ -6,7 +6,6 @@ training: short lengths are differences of long ones, in which half precision wo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,9 +58,7 @@ def drop_after(run: Path, step: int, notice: Callable[[str], None]) -> int:
     later = [(number, path) for number, path in candidates(folder) if number > step]
     try:
         for _, path in later:
-            doomed = storage.aside(path, "pruned")
-            os.replace(path, doomed)
-            storage.remove(doomed)
+            storage.discard(path)
     except OSError as error:
         raise DiskError(f"cannot remove the snapshots after step {step} in {folder}: {error.strerror}") from error
     if later:

@@ -61,7 +61,7 @@ __all__ = [
 
 LATEST = "latest"
 
-_LEFTOVER = re.compile(r"(?P<name>step-\d+|latest)\.(?P<why>tmp|old|pruned)-[0-9a-f]+")
+_LEFTOVER = re.compile(r"(?P<name>(?P<save>step-\d+|latest)|(README|[a-z_]+)\.(md|jsonl?|toml|npy))\.(?P<why>tmp|old|pruned)-[0-9a-f]+")
 
 
 def save(
@@ -184,6 +184,15 @@ def _rename(staged: Path, folder: Path) -> None:
         storage.boundary("remove former")
 
 
+def check_room(run: Path, step: int, need: int, notice: Callable[[str], None]) -> None:
+    """Before a start: whether the checkpoint of `step`, about `need` bytes, fits on the disk of a run. Raises: DiskError."""
+    try:
+        _preflight(run, step, need, notice)
+    except OSError as error:
+        advice = "Nothing was trained; free some space, or name an --out on another disk, and give the same command again"
+        raise DiskError(f"{_cannot_write(run, step, need, error)}. {advice}") from error
+
+
 def _preflight(run: Path, step: int, need: int, notice: Callable[[str], None]) -> None:
     free = storage.free_space(run)
     if free < need:
@@ -192,35 +201,34 @@ def _preflight(run: Path, step: int, need: int, notice: Callable[[str], None]) -
         notice(f"disk nearly full: step {step} takes {size_text(need)}, {size_text(free)} free in {run}")
 
 
-def _cannot_write(run: Path, step: int, need: int, error: OSError) -> DiskError:
-    good: list[int] = []
+def intact(run: Path) -> str:
+    """What is left where a run cannot be written to, as a sentence: "Step 100 is intact"."""
     with suppress(CheckpointError):
         for _, path in candidates(run):
             with suppress(CheckpointError):
-                good.append(verify(path).step)
-                break
-    intact = f"Step {good[0]} is intact" if good else "No earlier checkpoint of this run exists"
+                return f"Step {verify(path).step} is intact"
+    return "No earlier checkpoint of this run exists"
+
+
+def _cannot_write(run: Path, step: int, need: int, error: OSError) -> DiskError:
+    left = intact(run)
     if error.errno == errno.EFBIG:
-        return DiskError(f"cannot write step {step}: need {size_text(need)}, more than the system lets one file hold in {run}. {intact}")
+        return DiskError(f"cannot write step {step}: need {size_text(need)}, more than the system lets one file hold in {run}. {left}")
     if error.errno in storage.NO_ROOM:
         with suppress(OSError):
             free = size_text(storage.free_space(run))
-            return DiskError(f"cannot write step {step}: need {size_text(need)}, {free} free in {run}. {intact}")
-    return DiskError(f"cannot write step {step} in {run}: {error.strerror or error}. {intact}")
+            return DiskError(f"cannot write step {step}: need {size_text(need)}, {free} free in {run}. {left}")
+    return DiskError(f"cannot write step {step} in {run}: {error.strerror or error}. {left}")
 
 
 def _prune(run: Path, keep: int, keep_best: int, saved: Path, notice: Callable[[str], None]) -> None:
-    """Remove the oldest folders but `keep` and the `keep_best` best, each renamed first so that no reader meets half of one."""
+    """Remove the oldest folders but `keep` and the `keep_best` best."""
     spared = {saved.name, latest_name(run), *(path.name for _, path, _ in (ranked(run)[:keep_best] if keep_best else ()))}
     for step, path in reversed(candidates(run)[keep:]):
         if path.name in spared:
             continue
         try:
-            doomed = storage.aside(path, "pruned")
-            os.replace(path, doomed)
-            storage.boundary("prune rename")
-            storage.remove(doomed)
-            storage.boundary("prune remove")
+            storage.discard(path)
         except OSError as error:
             notice(f"step {step} could not be pruned: {error.strerror or error}")
 
@@ -249,7 +257,7 @@ def clean(run: Path, notice: Callable[[str], None] = to_stderr) -> int:
                 os.replace(path, whole)  # cut short between two renames
                 continue
             storage.remove(path)
-            unfinished += leftover["why"] == "tmp"
+            unfinished += leftover["why"] == "tmp" and leftover["save"] is not None
     except OSError as error:
         raise DiskError(f"cannot remove what an unfinished save left in {run}: {error.strerror or error}") from error
     if unfinished:

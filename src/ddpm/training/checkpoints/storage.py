@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm.errors import CheckpointError, NonFiniteError
+from ddpm.errors import CheckpointError, DiskError, NonFiniteError
 
 CHUNK = 16 * 2**20  # bytes written between two boundaries
 HEAD = 2**16  # bytes looked at to tell what a file is
@@ -90,11 +90,11 @@ def write_file(path: Path, content: bytes) -> Record:
     return Record(len(view), hashlib.sha256(view).hexdigest())
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str | bytes) -> None:
     """Give `path` this content in one step: a reader sees the old text or the new one, never a part. Raises: OSError."""
     fresh = aside(path)
     try:
-        write_file(fresh, text.encode())
+        write_file(fresh, text.encode() if isinstance(text, str) else text)
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
@@ -102,6 +102,23 @@ def replace_text(path: Path, text: str) -> None:
     boundary(f"rename {path.name}")
     sync_folder(path.parent)
     boundary(f"fsync folder of {path.name}")
+
+
+def write_text(path: Path, text: str | bytes) -> None:
+    """`replace_text` for a file of a run. Raises: DiskError naming it."""
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def discard(path: Path) -> None:
+    """Delete a folder that readers may look for, renamed first so that none meets half of it. Raises: OSError."""
+    doomed = aside(path, "pruned")
+    os.replace(path, doomed)
+    boundary("prune rename")
+    remove(doomed)
+    boundary("prune remove")
 
 
 def remove(path: Path) -> None:

@@ -102,6 +102,21 @@ def shard(denoiser: NetworkDenoiser, world: World) -> None:
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=single)
 
 
+def uneven(shards: int, size: int, batch: int, *, asked: bool) -> str:
+    """What to do where FSDP's processes would run different numbers of passes: in each they gather weights from one another.
+
+    asked: the number of shards is a setting of now, not the run's.
+    """
+    fewer, more = (max(n for n in range(1, size) if shards % n == 0), min(n for n in range(size + 1, shards + 1) if shards % n == 0))
+    numbers = [str(n) for n in (shards - shards % size, shards - shards % size + size) if n <= batch]
+    got = f"got {shards}" if asked else f"the run has {shards}"
+    return (
+        f"logical_shards: {got}, which {size} processes cannot share evenly, as fsdp needs; "
+        f"use {fewer} or {more} processes, --logical-shards {' or '.join(numbers)}{'' if asked else ' (other noise from here on)'}, "
+        "or --parallel ddp"
+    )
+
+
 def parts(network: nn.Module) -> list[nn.Module]:
     """The modules of a network that are gathered one at a time: the largest without a list of modules inside, with a hundredth of the
     parameters or more; what is left is gathered for the whole pass. None where weights are shared: two parts with one weight would come

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.errors import CheckpointError, ConfigError, NonFiniteError
+from ddpm.errors import CheckpointError, NonFiniteError
 from ddpm.training.checkpoints import checkpoint, storage
 from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.checkpoints.storage import Record
@@ -203,27 +203,3 @@ def _placed(value: Tensor, owner: Tensor, empty: bool) -> Tensor:
     if not is_part(owner) or value.shape != owner.shape:
         return torch.zeros(value.shape, dtype=value.dtype) if empty else value
     return torch.zeros_like(owner.detach(), dtype=value.dtype) if empty else like(value, owner)
-
-
-def merge(run: str | Path, to: str | Path, step: int | None = None, notice: Callable[[str], None] = checkpoint.to_stderr) -> Path:
-    """Write a checkpoint of a run, put together where it is in parts, into another run folder, and return the step folder there.
-
-    Raises CheckpointError where it cannot be read, ConfigError for a folder that is no run or holds the run of other data, LockedError,
-    DiskError.
-    """
-    from ddpm.training.state import open_run, write_text
-
-    saved, home = open_run(run, step, notice), Path(to)
-    card = saved.path.parent / "data_card.json"
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
-    there = home / card.name
-    foreign = home.exists() and (not home.is_dir() or any(not path.name.startswith(".lock") for path in home.iterdir()))
-    if foreign and not (there.is_file() and there.read_text(encoding="utf-8") == text):
-        raise ConfigError(f"to: {home} is there and holds something else than this run; name another folder, nothing was changed")
-    with checkpoint.RunLock(home):
-        tensors = {name: saved.tensors(name) for name in saved.tensor_names}
-        documents = {name: saved.document(name) for name in saved.document_names}
-        folder = checkpoint.save(home, saved.step, tensors, documents, notice=notice)
-        if text is not None:
-            write_text(there, text)
-    return folder

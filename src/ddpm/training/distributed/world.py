@@ -24,6 +24,7 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from ddpm.errors import ConfigError, DDPMError, DistributedError
+from ddpm.training.distributed.parent import watch_parent
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class World:
         """
         if int(_number("WORLD_SIZE", "1")) == 1:
             return cls()
+        watch_parent()  # the launcher may end while the others are waited for
         rank, size, local = (int(_number(name, default)) for name, default in (("RANK", ""), ("WORLD_SIZE", ""), ("LOCAL_RANK", "0")))
         if cuda:
             torch.cuda.set_device(local)
@@ -106,7 +108,7 @@ class World:
             try:
                 box[0] = action()
             except DDPMError as error:
-                box[1] = error
+                error.rank, box[1] = 0, error
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
@@ -123,7 +125,9 @@ class World:
             error = met
         for rank, found in enumerate(self.gather(error)):
             if found is not None:
-                raise type(found)(f"rank {rank}: {found}" if rank and rank != self.rank else str(found))
+                told = type(found)(f"rank {rank}: {found}" if rank and rank != self.rank else str(found))
+                told.rank = rank
+                raise told
         return result  # type: ignore[return-value]
 
     # life and death --------------------------------------------------------------------------------
@@ -133,13 +137,11 @@ class World:
         self._step = step
 
     def _beats(self, store: Store) -> None:
-        """Signs of life while the process runs; the process ends when its launcher has."""
-        parent, count = os.getppid(), 0
+        """Signs of life while the process runs."""
+        count = 0
         while True:
-            if os.getppid() != parent:
-                os._exit(DistributedError.exit_code)  # orphaned: whatever is on the disk is whole
             count += 1
-            with suppress(RuntimeError):  # the store went with the launcher: the next round sees that
+            with suppress(RuntimeError):  # the store went with the launcher, and so will this process
                 store.set(f"{self.rank}", f"{count} {os.getpid()} {socket.gethostname()}")
             time.sleep(BEAT)
 
@@ -156,8 +158,8 @@ class World:
         return {rank: after.get(rank, []) for rank in range(self.size) if before.get(rank) == after.get(rank)}
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Within the block, torch's error about a lost peer becomes a DistributedError that names the rank."""
+    def guard(self, left: Callable[[], str]) -> Iterator[None]:
+        """Within the block, torch's error about a lost peer becomes a DistributedError that names the rank; left: what the run has."""
         if self.size == 1:
             yield
             return
@@ -167,9 +169,9 @@ class World:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             if isinstance(error, DDPMError) or not any(word in str(error).lower() for word in LOST):
                 raise
-            self._accuse(text, error)
+            self._accuse(text, left(), error)
 
-    def _accuse(self, text: str, error: BaseException) -> NoReturn:
+    def _accuse(self, text: str, left: str, error: BaseException) -> NoReturn:
         silent = "timed out" in text.lower() or "timeout" in text.lower()
         try:
             found = self._culprits()
@@ -182,7 +184,7 @@ class World:
         who = f"rank {', '.join(map(str, found))}" if found else "another process"
         what = f"silent for {self.timeout:g} s" if silent else "died"
         detail = "" if found else f" ({text})"
-        raise DistributedError(f"{who} {what} in step {self._step + 1}; the last checkpoint is good{detail}") from error
+        raise DistributedError(f"{who} {what} in step {self._step + 1}; {left}{detail}") from error
 
 
 def _number(name: str, default: str) -> str:

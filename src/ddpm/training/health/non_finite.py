@@ -63,13 +63,13 @@ class Health:
         """A step went through."""
         self.skipped = 0
 
-    def skip(self, step: int, where: str, last_good: str) -> str:
-        """A step was skipped with nothing changed; returns what to say. NonFiniteError at the tenth in a row."""
+    def skip(self, step: int, where: str, left: str) -> str:
+        """A step was skipped with nothing changed; returns what to say. NonFiniteError at the tenth in a row; left: what is left."""
         self.since = self.since if self.skipped else step
         self.skipped, self.total = self.skipped + 1, self.total + 1
         if self.skipped >= PATIENCE:
             raise NonFiniteError(
-                f"loss or gradient not finite since step {self.since}: {PATIENCE} steps in a row were skipped; it came from {where}. "
-                f"{last_good}. Try a smaller --lr, --precision fp32, or look at the data"
+                f"loss or gradient not finite since step {self.since}: {PATIENCE} steps in a row were skipped; it came from {where}; "
+                f"{left}. Try a smaller --lr, --precision fp32, or look at the data"
             )
         return f"step {step}: not finite in {where}; the step was skipped, nothing changed"

@@ -10,7 +10,6 @@ Reference: Chowdhery et al., 2022, arXiv:2204.02311, section 5.1.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,9 +104,7 @@ def _remove_after(run: Path, step: int) -> None:
         storage.replace_text(run / checkpoint.LATEST, f"step-{step:07d}\n")
         for number, path in candidates(run):
             if number > step:
-                doomed = storage.aside(path, "pruned")
-                os.replace(path, doomed)
-                storage.remove(doomed)
+                storage.discard(path)
     except OSError as error:
         raise DiskError(f"cannot remove the checkpoints after step {step} in {run}: {error.strerror}") from error
 

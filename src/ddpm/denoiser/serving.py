@@ -1,0 +1,122 @@
+"""A denoiser while it is only asked: in evaluation mode, its weights held as the machine multiplies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Call = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class HasLayout(Protocol):
+    """A network that lays its tensors out in memory as it is told."""
+
+    layout: torch.memory_format
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A layer of (x, embedding) that says itself what to do with x when its weights are made only once."""
+
+    def packed(self) -> Call:
+        """x -> the layer's output, in bfloat16."""
+        ...
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Within this context the module is in evaluation mode: no dropout."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def serving(denoiser: nn.Module, device: torch.device, autocast: torch.dtype | None) -> Generator[None]:
+    """Within this context the denoiser is in evaluation mode and runs in `autocast`; its weights, which must not change, are cast once.
+
+    On a CPU in bfloat16 they are also laid out once as its kernels want them, and pictures go channels last: the same products of the
+    same numbers, summed in another order. Calls that want gradients go the ordinary way.
+    """
+    with evaluating(denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        if device.type == "cpu" and autocast == torch.bfloat16:
+            with packed(denoiser):
+                yield
+        else:
+            yield  # autocast keeps what it has cast until this ends
+
+
+@contextmanager
+def packed(module: nn.Module) -> Generator[None]:
+    """Within this context every linear layer and 2D convolution of `module` multiplies bfloat16 weights laid out for the CPU."""
+    layers = [layer for layer in module.modules() if _packable(layer)]
+    networks = [part for part in module.modules() if isinstance(part, HasLayout)]
+    layouts = [network.layout for network in networks]
+    try:
+        for layer in layers:
+            layer.forward = partial(_without_gradient, layer.forward, _pack(layer))
+        for network in networks:
+            network.layout = torch.channels_last
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+        for network, layout in zip(networks, layouts, strict=True):
+            network.layout = layout
+
+
+def _packable(layer: nn.Module) -> bool:
+    """Whether the layer's product is all it does, and the weights are its own: not parts that FSDP puts together for each call."""
+    if "forward" in layer.__dict__ or not all(type(weight) is nn.Parameter for weight in layer.parameters()):
+        return False
+    if type(layer) is nn.Conv2d:
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return type(layer) is nn.Linear or isinstance(layer, Packs)
+
+
+def _without_gradient(plain: Callable[..., Tensor], fast: Call, x: Tensor, *rest: Tensor) -> Tensor:
+    return plain(x, *rest) if torch.is_grad_enabled() else fast(x)
+
+
+def _pack(layer: nn.Module) -> Call:
+    if isinstance(layer, nn.Linear):
+        return _linear(layer)
+    if isinstance(layer, nn.Conv2d):
+        return _convolution(layer)
+    assert isinstance(layer, Packs)
+    return layer.packed()
+
+
+def lowered(tensor: Tensor | None) -> Tensor | None:
+    """In bfloat16, as autocast would have it."""
+    return None if tensor is None else tensor.detach().bfloat16()
+
+
+def _linear(layer: nn.Linear) -> Call:
+    weight, bias = layer.weight.detach().bfloat16(), lowered(layer.bias)
+    return lambda x: F.linear(x.bfloat16(), weight, bias)
+
+
+def _convolution(layer: nn.Conv2d) -> Call:
+    """The convolution by oneDNN, with weights in the order of the kernel it chooses for the size of the first call of each size."""
+    weight, bias = layer.weight.detach().bfloat16().contiguous(memory_format=torch.channels_last), lowered(layer.bias)
+    how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+    ready: dict[torch.Size, Tensor] = {}
+
+    def convolution(x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        if size not in ready:
+            ready[size] = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(x.shape))
+        return torch.ops.mkldnn._convolution_pointwise(x.bfloat16(), ready[size], bias, *how, "none", [], "")
+
+    return convolution
