@@ -215,14 +215,19 @@ class Attention(Part):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *axes); returns the same shape."""
         tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # products of transposed ones are slow in bfloat16
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.plain:
-            h = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
-        elif self.heads == 1 and tokens.device.type == "cpu" and tokens.shape[1] <= SHORT:
-            h = short_attention(q[:, 0], k[:, 0], v[:, 0]).unsqueeze(1)
+        qkv = self.qkv(tokens)
+        if self.heads == 1 and not self.plain and tokens.device.type == "cpu" and tokens.shape[1] <= SHORT:
+            h = short_attention(*qkv.chunk(3, dim=2))
         else:
-            h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(h.transpose(1, 2).flatten(2)).transpose(1, 2).view_as(x)
+            q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            h = spelled_out(q, k, v) if self.plain else F.scaled_dot_product_attention(q, k, v)
+            h = h.transpose(1, 2).flatten(2)
+        return x + self.proj(h).transpose(1, 2).view_as(x)
+
+
+def spelled_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), operation by operation."""
+    return torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

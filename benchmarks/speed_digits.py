@@ -1,0 +1,212 @@
+"""A small network on 1,797 digits of 8x8: whole training runs of this package's trainer, of denoising-diffusion-pytorch's Trainer and of
+diffusers' unconditional script, and the time to 64 pictures of equal quality.
+
+The pictures lie in a folder as PNGs, as the peers want them. diffusers' UNet2DModel is this package's network, layer by layer;
+denoising-diffusion-pytorch's Unet differs by 3 % in parameters and 1 % in products. All are unconditional, batch 64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from clock import Action, Part, Seconds, interleaved, ratio
+from digits import frechet
+from PIL import Image
+from sklearn.datasets import load_digits
+from speed_unet import library, sizes
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ddpm.config import Layer, resolve
+from ddpm.denoiser import Eps, NetworkDenoiser
+from ddpm.interop.diffusers_unet import from_diffusers_state
+from ddpm.networks import UNetConfig
+from ddpm.process import Linear, LogSNR
+from ddpm.sampling import PRESETS, sample
+from ddpm.training import FAMILIES, TrainConfig, train
+from ddpm.training.recipes import recipe
+
+BATCH, LR = 64, 2e-3
+NETWORK = UNetConfig(channels=32, mults=(1, 2), blocks=1, attention=(0, 1), groups=8, dropout=0.0)
+SHAPE = (1, 8, 8)
+
+
+def write_pictures(folder: Path) -> None:
+    """The digits as PNGs, 0..16 becoming 0..255."""
+    for number, picture in enumerate(load_digits(return_X_y=True)[0].reshape(-1, 8, 8)):
+        Image.fromarray((picture * 255 / 16).astype(np.uint8)).save(folder / f"{number:04d}.png")
+
+
+def config(pictures: Path, out: Path, steps: int) -> TrainConfig:
+    """The digits recipe with the network and the process that diffusers has too, and one checkpoint at its end."""
+    base = resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES)
+    return replace(
+        base, data=replace(base.data, data=str(pictures), holdout=0.0), out=str(out), network=NETWORK, steps=steps, batch=BATCH,
+        schedule=Linear(), parameterization=Eps(), preview=0, checkpoint_every=steps, evaluate_every=steps,
+    )  # fmt: skip
+
+
+def unet2d(groups: int = 8) -> Any:
+    """The same network in diffusers."""
+    return library("diffusers").UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(32, 64), down_block_types=("AttnDownBlock2D",) * 2,
+        up_block_types=("AttnUpBlock2D",) * 2, layers_per_block=1, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
+        norm_eps=1e-6, norm_num_groups=groups, attention_head_dim=None,
+    )  # fmt: skip
+
+
+class Pictures(Dataset[Tensor]):
+    """A folder of pictures as diffusers' script reads it: opened, turned into a tensor and scaled to [-1, 1] each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as picture:
+            return torch.from_numpy(np.array(picture, dtype=np.float32))[None] / 127.5 - 1.0
+
+
+def diffusers_run(pictures: Path, steps: int, precision: str) -> None:
+    """The loop of diffusers' train_unconditional.py: accelerate, its loader, scheduler, AdamW, average and progress bar."""
+    diffusers, accelerate = library("diffusers"), library("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)  # it remembers the precision of the run before
+    accelerator = accelerate.Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+    model, noiser = unet2d(), diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    average = diffusers.training_utils.EMAModel(
+        model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, model_cls=type(model), model_config=model.config
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    rate = diffusers.optimization.get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=100, num_training_steps=steps)
+    loader = DataLoader(Pictures(pictures), batch_size=BATCH, shuffle=True, num_workers=0)
+    model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
+    bar = library("tqdm").tqdm(total=steps, file=io.StringIO())
+    for clean in itertools.islice(_again(loader), steps):
+        noise = torch.randn_like(clean)
+        times = torch.randint(0, 1000, (len(clean),)).long()
+        with accelerator.accumulate(model):
+            predicted = model(noiser.add_noise(clean, noise, times), times).sample
+            loss = F.mse_loss(predicted.float(), noise.float())
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+        average.step(model.parameters())
+        bar.update(1)
+        bar.set_postfix(loss=loss.detach().item(), lr=rate.get_last_lr()[0])
+
+
+def _again(loader: Any) -> Iterator[Tensor]:
+    while True:
+        yield from loader
+
+
+def lucid_run(pictures: Path, out: Path, steps: int, precision: str) -> None:
+    """denoising-diffusion-pytorch's Trainer, sampling and scoring put off beyond its end."""
+    package, model = library("denoising_diffusion_pytorch"), lucid()
+    library("accelerate").state.AcceleratorState._reset_state(True)
+    diffusion = package.GaussianDiffusion(model, image_size=8, timesteps=1000, objective="pred_noise", beta_schedule="linear")
+    trainer = package.Trainer(
+        diffusion, str(pictures), train_batch_size=BATCH, train_lr=LR, train_num_steps=steps, save_and_sample_every=10 * steps,
+        results_folder=str(out), amp=precision == "bf16", mixed_precision_type="bf16", calculate_fid=False, augment_horizontal_flip=False,
+    )  # fmt: skip
+    with contextlib.redirect_stderr(io.StringIO()):
+        trainer.train()
+
+
+def lucid() -> nn.Module:
+    """Its Unet of this package's size."""
+    unet = library("denoising_diffusion_pytorch").Unet
+    return unet(32, dim_mults=(1, 2), channels=1, full_attn=(False, True), attn_dim_head=16, attn_heads=2)
+
+
+def training(steps: int, rounds: int) -> Part:
+    """Interleaved runs of so many steps, from the call to its return."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        (pictures := place / "pictures").mkdir()
+        write_pictures(pictures)
+        numbers = itertools.count()
+
+        def ours() -> object:
+            return train(config(pictures, place / f"run{next(numbers)}", steps), quiet=True)
+
+        actions: dict[str, Action] = {"ddpm": ours}
+        for precision in ("fp32", "bf16"):
+            actions[f"diffusers, its script ({precision})"] = lambda p=precision: diffusers_run(pictures, steps, p)
+            actions[f"denoising-diffusion-pytorch ({precision})"] = lambda p=precision: lucid_run(pictures, place / "lucid", steps, p)
+        seconds = interleaved(actions, rounds)
+    kinds = {"ddpm": NETWORK.build(SHAPE), "denoising-diffusion-pytorch (fp32)": lucid()}
+    notes = {
+        name: f"{sum(p.numel() for p in net.parameters()):,} parameters, {1e3 * sizes(net, SHAPE):.2f} MFLOP" for name, net in kinds.items()
+    }
+    ratios = {
+        "digits_vs_diffusers": ratio(seconds, "diffusers, its script (fp32)", "ddpm"),
+        "digits_vs_denoising_diffusion_pytorch": ratio(seconds, "denoising-diffusion-pytorch (fp32)", "ddpm"),
+        "digits_vs_diffusers_best": _best(seconds, "diffusers, its script"),
+        "digits_vs_denoising_diffusion_pytorch_best": _best(seconds, "denoising-diffusion-pytorch"),
+    }
+    return Part(f"0.7 M U-Net on digits, {steps} steps of {BATCH} end to end", seconds, steps * BATCH, notes, ratios)
+
+
+def _best(seconds: Seconds, name: str) -> float:
+    return min(ratio(seconds, f"{name} ({precision})", "ddpm") for precision in ("fp32", "bf16"))
+
+
+def in_diffusers(denoiser: NetworkDenoiser) -> Any:
+    """A DDPMPipeline with the weights of the denoiser: every entry goes back where `from_diffusers_state` would have taken it from."""
+    diffusers, model = library("diffusers"), unet2d()
+    state = model.state_dict()
+    ends = np.cumsum([0, *(value.numel() for value in state.values())])
+    places = {
+        name: torch.arange(first, last, dtype=torch.float64).view_as(value)
+        for (name, value), first, last in zip(state.items(), ends[:-1], ends[1:], strict=True)
+    }
+    flat = torch.empty(int(ends[-1]))
+    for name, place in from_diffusers_state(places, NETWORK).items():
+        flat[place.long()] = denoiser.network.state_dict()[name]
+    model.load_state_dict({name: flat[place.long()] for name, place in places.items()})
+    return diffusers.DDPMPipeline(model.eval(), diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear"))
+
+
+def sampling(rounds: int, steps: int, calls: int, n: int) -> Part:
+    """64 pictures by 10 calls of ours and by diffusers' default pipeline, 1000; the Frechet distances of n of each to the digits."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (pictures := Path(scratch) / "pictures").mkdir()
+        write_pictures(pictures)
+        denoiser = train(config(pictures, Path(scratch) / "run", steps), quiet=True).denoiser
+    pipeline, solver = in_diffusers(denoiser), next(preset.value for preset in PRESETS if preset.name == "dpm++2m")
+    pipeline.set_progress_bar_config(disable=True)
+
+    def ours(count: int = 64) -> np.ndarray[Any, Any]:
+        return sample(denoiser, count, steps=calls, sampler=solver, grid=LogSNR(), batch=count).numpy()
+
+    def theirs(count: int = 64, steps: int = 1000) -> np.ndarray[Any, Any]:
+        drawn = pipeline(batch_size=count, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np").images
+        return np.round(drawn * 255)
+
+    real = load_digits(return_X_y=True)[0] * 255 / 16
+    distance = [frechet(drawn.reshape(n, -1).astype(np.float64), real) for drawn in (ours(n), theirs(n))]
+    seconds = interleaved({"ddpm": ours, "diffusers, DDPMPipeline": theirs}, rounds)
+    total = ratio(seconds, "diffusers, DDPMPipeline", "ddpm")
+    notes = {name: f"Frechet distance {value:.1f} ({n} samples)" for name, value in zip(seconds, distance, strict=True)}
+    ratios = {
+        "sampling_vs_diffusers": total,
+        "sampling_factor_solver": 1000 / calls,
+        "sampling_factor_step": round(total * calls / 1000, 3),
+        "sampling_frechet_ratio": round(distance[0] / distance[1], 3),
+    }
+    return Part(f"64 digits: {calls} calls of dpm++2m; 1000 steps of diffusers' default", seconds, 64, notes, ratios)

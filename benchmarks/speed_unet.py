@@ -1,0 +1,210 @@
+"""Ho's CIFAR-10 network, 35,746,307 parameters at (3, 32, 32): training steps and forward passes of this package and of its peers.
+
+The same weights in this package's U-Net and in diffusers' UNet2DModel, which runs as its unconditional training script sets it up (float32,
+attention heads 8 channels wide) and at its best (bfloat16 autocast, one head); `plain.py` in bfloat16; and, of like size but other
+architectures, the U-Nets of denoising-diffusion-pytorch and azula (no attention), in bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from ceiling import bare_products
+from clock import Action, Part, Seconds, interleaved, lowered, ratio
+from plain import Plain
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.denoiser import Codec, Eps, Index, NetworkDenoiser
+from ddpm.denoiser.serving import packed
+from ddpm.interop.diffusers_unet import from_diffusers_state
+from ddpm.networks import UNetConfig
+from ddpm.objective import Denoising, Draws
+from ddpm.process import Linear, Process
+from ddpm.random import generator
+from ddpm.training.averaging.ema import PowerEMA
+
+SHAPE = (3, 32, 32)
+CLIP = 1.0
+OURS = "ddpm (bf16)"
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class Peer(NamedTuple):
+    """A network of another library: its module, how it is called on (x, t), its precision, and how its trainer is set."""
+
+    module: nn.Module
+    call: Network
+    precision: str
+    tuned: bool = True  # fused optimizer, batched weight average
+
+
+def library(name: str) -> Any:
+    """A library that only the benchmarks need, or an exit that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SystemExit(f"benchmarks/speed.py compares with {name}: pip install {name.replace('_', '-')} ({error})") from error
+
+
+def ours_and_peers() -> tuple[NetworkDenoiser, dict[str, Peer]]:
+    """This package's network inside a denoiser of Ho's process, as a run has it, and the others."""
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "sample_size": 32, "in_channels": 3, "out_channels": 3, "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6, "dropout": 0.0,
+    }  # fmt: skip
+    model = library("diffusers").UNet2DModel
+    script, best = model(**common, attention_head_dim=8), model(**common, attention_head_dim=None)
+    script.load_state_dict(best.state_dict())
+    config = UNetConfig(dropout=0.0)
+    network = config.build(SHAPE)
+    network.load_state_dict(from_diffusers_state(best.state_dict(), config))
+    codec = Codec(shift=(127.5,) * 3, scale=(127.5,) * 3, dtype="uint8", bins=(0.0, 255.0))
+    plain = Plain()
+    peers = {
+        "diffusers, its script (fp32)": Peer(script, lambda x, t: script(x, t).sample, "fp32", tuned=False),
+        "diffusers, best (bf16, one head)": Peer(best, lambda x, t: best(x, t).sample, "bf16"),
+        "plain (bf16)": Peer(plain, plain, "bf16"),
+    }
+    return NetworkDenoiser(network, Process(Linear()), Eps(), Index(), codec, SHAPE), peers
+
+
+def others() -> dict[str, Peer]:
+    """U-Nets of like size that are built otherwise."""
+    lucid = library("denoising_diffusion_pytorch").Unet(144, dim_mults=(1, 2, 2, 2), full_attn=(False, True, False, False))
+    blocks = library("azula.nn.unet")
+    azula = blocks.UNet(3, 3, hid_channels=(128, 256, 256, 256), hid_blocks=(3, 4, 4, 3), mod_features=512, norm="group")
+    embed = nn.Linear(1, 512)
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        return azula(x, embed(t[:, None] / 1000))
+
+    return {
+        "denoising-diffusion-pytorch (bf16)": Peer(lucid, lucid, "bf16"),
+        "azula (bf16)": Peer(nn.ModuleList([azula, embed]), call, "bf16"),
+    }
+
+
+def sizes(call: Network, shape: tuple[int, ...] = SHAPE) -> float:
+    """GFLOP of one forward pass of one picture."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(torch.zeros(1, *shape), torch.zeros(1))
+    return counter.get_total_flops() / 1e9
+
+
+def our_step(denoiser: NetworkDenoiser, x0: Tensor, precision: str = "bf16") -> Action:
+    """A training step of this package: its loss, clipping, fused AdamW, its weight average."""
+    loss_of, ema = Denoising().build(), PowerEMA(denoiser, 0.05)
+    parameters = list(denoiser.train().parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        stream = generator(0, "noise", 0, done)
+        eps = torch.from_numpy(stream.standard_normal(x0.shape, dtype="float32"))
+        draws = Draws(torch.from_numpy(stream.random(len(x0))), eps, eps)
+        with lowered(precision):
+            loss = loss_of(denoiser, x0, None, draws).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done += 1
+        ema.update(denoiser, done)
+
+    return step
+
+
+def their_step(peer: Peer, x0: Tensor) -> Action:
+    """A training step as diffusers' unconditional script takes it; a tuned one has the fused optimizer and the batched average."""
+    diffusers = library("diffusers")
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    parameters = list(peer.module.train().parameters())
+    average = diffusers.training_utils.EMAModel(
+        parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=peer.tuned
+    )
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=peer.tuned)
+
+    def step() -> None:
+        noise = torch.randn_like(x0)
+        times = torch.randint(0, 1000, (len(x0),))
+        noisy = scheduler.add_noise(x0, noise, times)
+        with lowered(peer.precision):
+            predicted = peer.call(noisy, times.float())
+        F.mse_loss(predicted.float(), noise).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.step(parameters)
+
+    return step
+
+
+def forward(call: Network, x: Tensor, t: Tensor, precision: str) -> Action:
+    """One pass without gradients."""
+
+    def run() -> None:
+        with torch.inference_mode(), lowered(precision):
+            call(x, t)
+
+    return run
+
+
+def training(batch: int, rounds: int, more: bool) -> Part:
+    """Interleaved training steps."""
+    denoiser, peers = ours_and_peers()
+    peers |= others() if more else {}
+    x0 = torch.rand(batch, *SHAPE) * 2 - 1
+    ceiling = bare_products(denoiser.network, (torch.randn(batch, *SHAPE), torch.rand(batch)), "bf16", backward=True)
+    actions = {OURS: our_step(denoiser, x0), "ceiling": ceiling}
+    seconds = interleaved({**actions, **{name: their_step(peer, x0) for name, peer in peers.items()}}, rounds)
+    return Part(f"35.7 M U-Net, training, batch {batch}", seconds, batch, notes(denoiser, peers), summary("train", seconds))
+
+
+def sampling(batch: int, rounds: int, more: bool) -> Part:
+    """Interleaved forward passes, as sampling makes them: ours with its weights packed."""
+    denoiser, peers = ours_and_peers()
+    peers |= others() if more else {}
+    network = denoiser.network.eval()
+    x, t = torch.randn(batch, *SHAPE), torch.rand(batch) * 999
+    alone: dict[str, Action] = {}
+    for name, layout in {"ceiling": torch.contiguous_format, "ceiling, channels last": torch.channels_last}.items():
+        network.layout = layout  # pyright: ignore[reportArgumentType]
+        alone[name] = bare_products(network, (x, t), "bf16", backward=False)
+    network.layout = torch.contiguous_format  # pyright: ignore[reportArgumentType]
+    for peer in peers.values():
+        peer.module.eval()
+    with packed(network):
+        actions = {OURS: forward(network, x, t, "bf16"), **alone}
+        actions |= {name: forward(peer.call, x, t, peer.precision) for name, peer in peers.items()}
+        seconds = interleaved(actions, rounds)
+    ratios = summary("forward", seconds)
+    ratios["ceiling_fraction_forward"] = min(ratios["ceiling_fraction_forward"], ratio(seconds, "ceiling, channels last", OURS))
+    return Part(f"35.7 M U-Net, forward, batch {batch}", seconds, batch, notes(denoiser, peers), ratios)
+
+
+def notes(denoiser: NetworkDenoiser, peers: dict[str, Peer]) -> dict[str, str]:
+    """Parameters and GFLOP a picture of each."""
+    found = {OURS: (denoiser.network, denoiser.network.forward)} | {name: (peer.module, peer.call) for name, peer in peers.items()}
+    return {
+        name: f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters, {sizes(call):.1f} GFLOP"
+        for name, (module, call) in found.items()
+    }
+
+
+def summary(what: str, seconds: Seconds) -> dict[str, float]:
+    """How many times faster ours is, and its share of the ceiling."""
+    return {
+        f"{what}_vs_script": ratio(seconds, "diffusers, its script (fp32)", OURS),
+        f"{what}_vs_best": ratio(seconds, "diffusers, best (bf16, one head)", OURS),
+        f"{what}_vs_plain": ratio(seconds, "plain (bf16)", OURS),
+        f"ceiling_fraction_{what}": ratio(seconds, "ceiling", OURS),
+    }
