@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddpm.denoiser.serving import evaluating, packed, serving
 from ddpm.networks import UNetConfig
-from ddpm.networks.blocks import GroupNorm
+from ddpm.networks.blocks import GroupNorm, reference
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -120,6 +120,35 @@ def test_other_precisions_and_parts_of_weights_are_left_alone() -> None:
     layer.weight = Part(layer.weight.detach())
     with packed(layer):
         assert "forward" not in layer.__dict__
+
+
+class Careful(nn.Module):
+    """A network that computes one layer in float32 whatever is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.last(self.first(x))
+
+
+@torch.no_grad()
+def test_parts_that_refuse_autocast_keep_their_precision() -> None:
+    network, x = Careful(), torch.randn(4, 8)
+    exact = network(x)
+    with serving(network, CPU, BF16):
+        assert torch.equal(network(x), exact)
+
+
+@torch.no_grad()
+def test_the_textbook_way_stays_the_textbook_way() -> None:
+    network, (x, t) = trained(networks()["unet"]), inputs()
+    with reference(network), torch.autocast("cpu", BF16):
+        plain = network(x, t)
+    with reference(network), serving(network, CPU, BF16):
+        assert torch.equal(network(x, t), plain)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(64, 8), (64, 40), (512, 8), (30, 8)])

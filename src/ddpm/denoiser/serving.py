@@ -46,10 +46,11 @@ def serving(denoiser: nn.Module, device: torch.device, autocast: torch.dtype | N
     """Within this context the denoiser is in evaluation mode and runs in `autocast`; its weights, which must not change, are cast once.
 
     On a CPU in bfloat16 they are also laid out once as its kernels want them, and pictures go channels last: the same products of the
-    same numbers, summed in another order. Calls that want gradients go the ordinary way.
+    same numbers, summed in another order. Calls that want gradients, and parts that switch autocast off, go the ordinary way; so does a
+    network within `networks.blocks.reference`.
     """
     with evaluating(denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        if device.type == "cpu" and autocast == torch.bfloat16:
+        if device.type == "cpu" and autocast == torch.bfloat16 and not any(getattr(part, "plain", False) for part in denoiser.modules()):
             with packed(denoiser):
                 yield
         else:
@@ -64,7 +65,7 @@ def packed(module: nn.Module) -> Generator[None]:
     layouts = [network.layout for network in networks]
     try:
         for layer in layers:
-            layer.forward = partial(_without_gradient, layer.forward, _pack(layer))
+            layer.forward = partial(_call, layer.forward, _pack(layer))
         for network in networks:
             network.layout = torch.channels_last
         yield
@@ -76,16 +77,16 @@ def packed(module: nn.Module) -> Generator[None]:
 
 
 def _packable(layer: nn.Module) -> bool:
-    """Whether the layer's product is all it does, and the weights are its own: not parts that FSDP puts together for each call."""
-    if "forward" in layer.__dict__ or not all(type(weight) is nn.Parameter for weight in layer.parameters()):
+    """Whether the layer's product is all it does, and its weights are float32 and its own, not parts that FSDP puts together."""
+    if "forward" in layer.__dict__ or not all(type(one) is nn.Parameter and one.dtype == torch.float32 for one in layer.parameters()):
         return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) is nn.Linear or isinstance(layer, Packs)
 
 
-def _without_gradient(plain: Callable[..., Tensor], fast: Call, x: Tensor, *rest: Tensor) -> Tensor:
-    return plain(x, *rest) if torch.is_grad_enabled() else fast(x)
+def _call(plain: Callable[..., Tensor], fast: Call, x: Tensor, *rest: Tensor) -> Tensor:
+    return plain(x, *rest) if torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu") else fast(x)
 
 
 def _pack(layer: nn.Module) -> Call:
