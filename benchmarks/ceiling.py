@@ -74,25 +74,28 @@ def bare_products(network: nn.Module, inputs: tuple[Tensor, ...], precision: str
     return run
 
 
-def machine(precision: str, rounds: int = 7) -> dict[str, float]:
+def machine(precision: str, rounds: int = 7, device: torch.device | None = None) -> dict[str, float]:
     """What this machine reaches: a matrix product and a 3x3 convolution (GFLOP/s), and a copy (GB/s read and written)."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    x = torch.randn(16, 256, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(256, 256, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
-    far, near = torch.randn(64 * 2**20), torch.empty(64 * 2**20)
+    dtype, device = torch.bfloat16 if precision == "bf16" else torch.float32, device or torch.device("cpu")
+    size, batch = (2048, 16) if device.type == "cpu" else (8192, 1024)
+    a, b = torch.randn(size, size).to(device, dtype), torch.randn(size, size).to(device, dtype)
+    x = torch.randn(batch, 256, 16, 16).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(256, 256, 3, 3).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    far, near = torch.randn(64 * 2**20, device=device), torch.empty(64 * 2**20, device=device)
 
     def best(action: Action) -> float:
         seconds: list[float] = []
         for _ in range(rounds + 1):
             began = time.perf_counter()
             action()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds[1:])
 
     with torch.inference_mode():
         return {
-            "matmul_gflops": round(2 * 2048**3 / best(lambda: a @ b) / 1e9, 1),
-            "conv_gflops": round(2 * 16 * 256 * 256 * 9 * 256 / best(lambda: F.conv2d(x, w, padding=1)) / 1e9, 1),
+            "matmul_gflops": round(2 * size**3 / best(lambda: a @ b) / 1e9, 1),
+            "conv_gflops": round(2 * batch * 256 * 256 * 9 * 256 / best(lambda: F.conv2d(x, w, padding=1)) / 1e9, 1),
             "copy_gb_s": round(2 * far.nbytes / best(lambda: near.copy_(far)) / 1e9, 1),
         }

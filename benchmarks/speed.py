@@ -5,8 +5,9 @@
     python benchmarks/speed.py --threads 2 --parts unet --batches 32
 
 Parts: unet (Ho's CIFAR-10 network: training steps, forward passes), digits (whole training runs, loaders and logging included), sampling
-(64 digits at equal Frechet distance). Medians of --rounds rounds after one of warm-up, ratios round by round. The last line is JSON; above
-1: this package is faster. ceiling_fraction: the time that the network's own convolutions and matrix products take alone, over ours.
+(64 digits at equal Frechet distance), quality (held-out loss of the fast ways beside plain operations in float32). Medians of --rounds
+rounds after one of warm-up, ratios round by round. The last line is JSON; above 1: this package is faster. ceiling_fraction: the time that
+the network's own convolutions and matrix products take alone, over ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import speed_digits
+import speed_quality
 import speed_unet
 import torch
 from ceiling import machine
@@ -55,6 +57,8 @@ def measured(args: argparse.Namespace) -> Iterator[Part]:
         yield speed_digits.training(args.steps, args.rounds)
     if "sampling" in args.parts:
         yield speed_digits.sampling(args.rounds, 900, 10, args.n)
+    if "quality" in args.parts:
+        yield speed_quality.quality()
 
 
 def main() -> int:
@@ -63,12 +67,15 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="8,32", help="of the large network; the JSON's figures are of the last one")
-    parser.add_argument("--parts", default="unet,digits,sampling")
+    parser.add_argument("--parts", default="unet,digits,sampling,quality")
     parser.add_argument("--others", action="store_true", help="also networks of like size that are built otherwise")
     parser.add_argument("--steps", type=int, default=300, help="of each run on the digits")
     parser.add_argument("--n", type=int, default=2000, help="samples whose Frechet distance is compared")
     parser.add_argument("--figure", type=Path, default=None)
     args = parser.parse_args()
+    unknown = set(args.parts.split(",")) - {"unet", "digits", "sampling", "quality"}
+    if unknown:
+        parser.error(f"--parts: got {', '.join(sorted(unknown))}; there are unet, digits, sampling, quality")
     if args.threads:
         torch.set_num_threads(args.threads)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, machine in bf16: {machine('bf16')}, in fp32: {machine('fp32')}")
@@ -82,7 +89,7 @@ def main() -> int:
         else:
             result |= part.ratios
     if args.figure:
-        draw(parts, args.figure)
+        draw([part for part in parts if not part.title.startswith(speed_quality.TITLE)], args.figure)
     print(json.dumps(result))
     return 0
 

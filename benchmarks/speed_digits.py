@@ -13,12 +13,14 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from clock import Action, Part, Seconds, interleaved, ratio
+from clock import Action, Part, interleaved, ratio
 from digits import frechet
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -39,6 +41,8 @@ from ddpm.training.recipes import recipe
 BATCH, LR = 64, 2e-3
 NETWORK = UNetConfig(channels=32, mults=(1, 2), blocks=1, attention=(0, 1), groups=8, dropout=0.0)
 SHAPE = (1, 8, 8)
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def write_pictures(folder: Path) -> None:
@@ -47,12 +51,13 @@ def write_pictures(folder: Path) -> None:
         Image.fromarray((picture * 255 / 16).astype(np.uint8)).save(folder / f"{number:04d}.png")
 
 
-def config(pictures: Path, out: Path, steps: int) -> TrainConfig:
+def config(pictures: Path, out: Path, steps: int, precision: Precision = "auto") -> TrainConfig:
     """The digits recipe with the network and the process that diffusers has too, and one checkpoint at its end."""
     base = resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES)
     return replace(
         base, data=replace(base.data, data=str(pictures), holdout=0.0), out=str(out), network=NETWORK, steps=steps, batch=BATCH,
-        schedule=Linear(), parameterization=Eps(), preview=0, checkpoint_every=steps, evaluate_every=steps,
+        schedule=Linear(), parameterization=Eps(), preview=0, checkpoint_every=steps, evaluate_every=steps, precision=precision,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -66,17 +71,24 @@ def unet2d(groups: int = 8) -> Any:
 
 
 class Pictures(Dataset[Tensor]):
-    """A folder of pictures as diffusers' script reads it: opened, turned into a tensor and scaled to [-1, 1] each time."""
+    """A folder of pictures as diffusers' script reads it: opened each time and sent through its five transforms."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("*.png"))
+        ways = library("torchvision.transforms")
+        self.transform = ways.Compose(
+            [
+                ways.Resize(8, interpolation=ways.InterpolationMode.BILINEAR), ways.CenterCrop(8), ways.Lambda(lambda picture: picture),
+                ways.ToTensor(), ways.Normalize([0.5], [0.5]),
+            ]
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.paths[index]) as picture:
-            return torch.from_numpy(np.array(picture, dtype=np.float32))[None] / 127.5 - 1.0
+            return self.transform(picture.convert("L"))
 
 
 def diffusers_run(pictures: Path, steps: int, precision: str) -> None:
@@ -141,29 +153,26 @@ def training(steps: int, rounds: int) -> Part:
         write_pictures(pictures)
         numbers = itertools.count()
 
-        def ours() -> object:
-            return train(config(pictures, place / f"run{next(numbers)}", steps), quiet=True)
+        def ours(precision: Precision) -> object:
+            return train(config(pictures, place / f"run{next(numbers)}", steps, precision), quiet=True)
 
-        actions: dict[str, Action] = {"ddpm": ours}
-        for precision in ("fp32", "bf16"):
+        actions: dict[str, Action] = {}
+        for precision in PRECISIONS:
+            actions[f"ddpm ({precision})"] = partial(ours, precision)
             actions[f"diffusers, its script ({precision})"] = lambda p=precision: diffusers_run(pictures, steps, p)
             actions[f"denoising-diffusion-pytorch ({precision})"] = lambda p=precision: lucid_run(pictures, place / "lucid", steps, p)
         seconds = interleaved(actions, rounds)
-    kinds = {"ddpm": NETWORK.build(SHAPE), "denoising-diffusion-pytorch (fp32)": lucid()}
+    kinds = {"ddpm (fp32)": NETWORK.build(SHAPE), "denoising-diffusion-pytorch (fp32)": lucid()}
     notes = {
         name: f"{sum(p.numel() for p in net.parameters()):,} parameters, {1e3 * sizes(net, SHAPE):.2f} MFLOP" for name, net in kinds.items()
     }
-    ratios = {
-        "digits_vs_diffusers": ratio(seconds, "diffusers, its script (fp32)", "ddpm"),
-        "digits_vs_denoising_diffusion_pytorch": ratio(seconds, "denoising-diffusion-pytorch (fp32)", "ddpm"),
-        "digits_vs_diffusers_best": _best(seconds, "diffusers, its script"),
-        "digits_vs_denoising_diffusion_pytorch_best": _best(seconds, "denoising-diffusion-pytorch"),
-    }
+    ratios: dict[str, float] = {}
+    for key, name in {"diffusers": "diffusers, its script", "denoising_diffusion_pytorch": "denoising-diffusion-pytorch"}.items():
+        ratios[f"digits_vs_{key}"] = ratio(seconds, f"{name} (fp32)", "ddpm (fp32)")
+        ratios[f"digits_vs_{key}_bf16"] = ratio(seconds, f"{name} (bf16)", "ddpm (bf16)")
+        theirs, best = (min(PRECISIONS, key=lambda p: median(seconds[f"{who} ({p})"])) for who in (name, "ddpm"))
+        ratios[f"digits_vs_{key}_best"] = ratio(seconds, f"{name} ({theirs})", f"ddpm ({best})")
     return Part(f"0.7 M U-Net on digits, {steps} steps of {BATCH} end to end", seconds, steps * BATCH, notes, ratios)
-
-
-def _best(seconds: Seconds, name: str) -> float:
-    return min(ratio(seconds, f"{name} ({precision})", "ddpm") for precision in ("fp32", "bf16"))
 
 
 def in_diffusers(denoiser: NetworkDenoiser) -> Any:

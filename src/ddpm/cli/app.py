@@ -97,7 +97,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
         watch_parent()  # before anything is imported that takes seconds
     argv = tidy(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: spinning ones slow a shared machine down threefold
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # turns a waiting thread spins, about a millisecond: docs/decisions.md
     command = next((token for token in argv if not token.startswith("-")), None)
     prog = f"ddpm {command}" if command in COMMANDS else "ddpm"
     try:

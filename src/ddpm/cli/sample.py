@@ -75,6 +75,9 @@ class SampleConfig:
     batch: int = setting(256, "samples drawn at once", low=1, high=1_000_000, group="how")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="how")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "of the network", group="how")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
+        "none", "torch.compile the network, with this mode: pays for many samples on an accelerator", group="how"
+    )
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
     format: Literal["auto", "png", "npz"] = setting(
         "auto", "png: single pictures; npz: one array file in the data's units; auto: png for what is a picture", group="output"
@@ -211,7 +214,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     typed = flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)
     config = resolve(SampleConfig, [typed], FAMILIES)
     from ddpm.sampling import sample
-    from ddpm.training.machine import choose
+    from ddpm.training.machine import choose, executed
     from ddpm.training.state import load_with_card
 
     loaded, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
@@ -254,7 +257,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         ).cpu().numpy()  # fmt: skip
 
     try:
-        with smaller_batch(config.batch):
+        with smaller_batch(config.batch), executed(model.network, config.compile, machine.device):
             for first in range(drawn.samples, config.n, config.batch):
                 made = some(first, min(config.batch, config.n - first))
                 drawn.begin()  # not before: what cannot be drawn leaves no folder

@@ -47,14 +47,19 @@ def serving(denoiser: nn.Module, device: torch.device, autocast: torch.dtype | N
 
     On a CPU in bfloat16 they are also laid out once as its kernels want them, and pictures go channels last: the same products of the
     same numbers, summed in another order. Calls that want gradients, and parts that switch autocast off, go the ordinary way; so does a
-    network within `networks.blocks.reference`.
+    network within `networks.blocks.reference`, or compiled.
     """
     with evaluating(denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        if device.type == "cpu" and autocast == torch.bfloat16 and not any(getattr(part, "plain", False) for part in denoiser.modules()):
+        if device.type == "cpu" and autocast == torch.bfloat16 and not any(map(_chosen, denoiser.modules())):
             with packed(denoiser):
                 yield
         else:
             yield  # autocast keeps what it has cast until this ends
+
+
+def _chosen(part: nn.Module) -> bool:
+    """Whether somebody has chosen how the part is executed: by the textbook, or compiled."""
+    return getattr(part, "plain", False) or vars(part).get("_compiled_call_impl") is not None
 
 
 @contextmanager

@@ -15,7 +15,10 @@ from ddpm.training.checkpoints.storage import size_text, write_text
 from ddpm.training.config import TrainConfig
 
 PLAN = "plan.json"
-COSTLY = ("network", "loss", "batch", "accumulate", "steps", "checkpoint_every", "keep", "preview", "device", "precision", "threads")
+COSTLY = (
+    *("network", "loss", "batch", "accumulate", "steps", "checkpoint_every", "keep", "preview"),
+    *("device", "precision", "threads", "compile", "gradient_checkpointing"),
+)
 
 
 def save_plan(run: Path, plan: Plan) -> Path:
@@ -80,5 +83,5 @@ def compared(plan: Mapping[str, Any]) -> str:
 def differences(plan: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """A line where the run was not that of the plan."""
     now = to_dict(config)
-    other = [name for name in COSTLY if now.get(name) != plan["settings"].get(name)]
+    other = [name for name in COSTLY if now.get(name) != plan["settings"].get(name, now.get(name))]
     return [f"the plan was for other settings: {', '.join(other)}"] if other else []

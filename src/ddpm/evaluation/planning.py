@@ -228,7 +228,7 @@ def _tight(config: TrainConfig, foretold: Foretold, free: int | None) -> list[st
     out: list[str] = []
     if free is not None and foretold.memory > free:
         need = f"{size_text(foretold.memory)} are needed, {size_text(free)} free"
-        out.append(f"memory: {need}; use a smaller --batch with a larger --accumulate")
+        out.append(f"memory: {need}; use a smaller --batch with a larger --accumulate, or --gradient-checkpointing")
     folder = run_folder(config).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     room = shutil.disk_usage(there).free

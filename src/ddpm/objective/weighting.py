@@ -49,15 +49,33 @@ class LevelWeighting(Weighting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simple(LevelWeighting):
+class SimpleWeighting(LevelWeighting):
+    """L_simple times a function of the level; on F its factor needs no derivative of the schedule, which costs more than the rest."""
+
+    @abstractmethod
+    def relative(self, at: At) -> torch.Tensor:
+        """w over that of L_simple, shaped as at.t."""
+
+    def __call__(self, at: At, process: Process) -> torch.Tensor:
+        """relative alpha sigma / W."""
+        return self.relative(at) * at.alpha * at.sigma / process.wronskian(at)
+
+    def on_target(self, at: At, process: Process, determinant: torch.Tensor) -> torch.Tensor:
+        """relative alpha^2 / d^2: W cancels."""
+        at = process.at(torch.where(at.alpha == 0, at.t.double() - 1e-8, at.t.double()))
+        return self.relative(at) * (at.alpha / determinant) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simple(SimpleWeighting):
     """L_simple, the mean of |eps - eps_hat|^2 over uniform t: w = 2/|d log_snr/dt| = alpha sigma / W.
 
     Reference: Ho, Jain, Abbeel, 2020, arXiv:2006.11239, eq. 14.
     """
 
-    def __call__(self, at: At, process: Process) -> torch.Tensor:
-        """alpha sigma / W."""
-        return at.alpha * at.sigma / process.wronskian(at)
+    def relative(self, at: At) -> torch.Tensor:
+        """1."""
+        return torch.ones_like(at.t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +91,7 @@ class Bound(LevelWeighting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinSNR(LevelWeighting):
+class MinSNR(SimpleWeighting):
     """L_simple times min(1, gamma/SNR), which caps the weight of x0 errors at high SNR.
 
     Reference: Hang et al., 2023, arXiv:2303.09556, section 3.4.
@@ -81,9 +99,9 @@ class MinSNR(LevelWeighting):
 
     gamma: float = setting(5.0, "SNR above which the weight falls", above=0.0)
 
-    def __call__(self, at: At, process: Process) -> torch.Tensor:
-        """alpha sigma / W min(1, gamma exp(-log_snr))."""
-        return Simple()(at, process) * (self.gamma * (-at.log_snr).exp()).clamp(max=1.0)
+    def relative(self, at: At) -> torch.Tensor:
+        """min(1, gamma exp(-log_snr))."""
+        return (self.gamma * (-at.log_snr).exp()).clamp(max=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +119,7 @@ class Sigmoid(LevelWeighting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class P2(LevelWeighting):
+class P2(SimpleWeighting):
     """L_simple over (k + SNR)^gamma: less weight where only imperceptible detail is learned.
 
     Reference: Choi et al., 2022, arXiv:2204.00227, eq. 8.
@@ -110,9 +128,9 @@ class P2(LevelWeighting):
     k: float = setting(1.0, "SNR below which nothing changes", above=0.0)
     gamma: float = setting(1.0, "strength", low=0.0)
 
-    def __call__(self, at: At, process: Process) -> torch.Tensor:
-        """alpha sigma / W / (k + exp(log_snr))^gamma."""
-        return Simple()(at, process) / (self.k + at.log_snr.exp()) ** self.gamma
+    def relative(self, at: At) -> torch.Tensor:
+        """(k + exp(log_snr))^-gamma."""
+        return (self.k + at.log_snr.exp()) ** -self.gamma
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,16 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "of the network; the process is always float32 or better", group="machine"
     )
-    threads: int | None = setting(None, "CPU threads; none: all cores, one for a small network", low=1, high=4096, group="machine")
+    threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
+        "none",
+        "torch.compile the training step, with this mode: a minute or more at the start, kept in the cache for later runs; "
+        "reduce-overhead replays CUDA graphs",
+        group="machine",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute the network's blocks twice instead of keeping what is inside them: less memory, more time", group="machine"
+    )
     prefetch: int | None = setting(
         None,
         "batches prepared ahead by threads, 0: none; none: 0 for samples in memory on a CPU, else 2 or more; results do not depend on it",
@@ -158,6 +167,8 @@ class TrainConfig:
             problems.append("loss: a learned variance with PosteriorMean prediction is not supported; predict eps, x0 or v")
         if self.sharded_save and self.parallel != "fsdp":
             problems.append(f"sharded_save: got parallel = {self.parallel!r}, where each process holds all; use it with parallel = 'fsdp'")
+        if self.compile != "none" and self.parallel == "fsdp":
+            problems.append("compile: with parallel = 'fsdp' the network is gathered part by part as it runs; use ddp, or compile none")
         names = [f"{width:.3f}" for width in self.ema] if isinstance(self.ema, tuple) else [""]
         if len({*names}) < max(1, len(names)):
             problems.append(f"ema: {', '.join(names) or 'empty'}; give one width or several that differ in the first three decimals")
@@ -194,7 +205,7 @@ class ClassifierConfig:
     optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", weight_decay=0.05), "", flat=True, group="optimizer")
     ema: float = setting(0.1, "width of the weight average, as a share of the training so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
-    threads: int | None = setting(None, "CPU threads; none: all cores, one for a small network", low=1, high=4096, group="machine")
+    threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,15 +1,25 @@
-"""Where and how precisely a run computes: device, threads, precision of the network."""
+"""Where and how a run computes: device, threads, precision of the network, compiled or not."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
+from ddpm.data.cache import folder
+from ddpm.denoiser.serving import HasLayout
 from ddpm.errors import ConfigError
+from ddpm.networks.blocks import checkpoint_activations, uncompiled
 
-LARGE = 5_000_000  # parameters from which bfloat16 and several threads pay on a CPU
+LARGE = 5_000_000  # parameters from which bfloat16 and more threads than a few pay on a CPU
+FEW = 2  # threads of a smaller network: its operations are too short to be shared out further
 
 
 class Machine(NamedTuple):
@@ -48,13 +58,13 @@ def device_of(device: str) -> str:
 def choose(device: str, precision: str, threads: int | None, parameters: int) -> Machine:
     """Resolve "auto" for a network of so many parameters, and set the number of CPU threads.
 
-    A small network on a CPU runs in float32 (the casts to bfloat16 cost more than they save) and, where no number is asked for, on one
-    thread: its operations are too short to be shared out. Raises ConfigError for a device that is not there.
+    A small network on a CPU runs in float32 (the casts to bfloat16 cost what they save) and, where no number is asked for, on at most
+    `FEW` threads. Raises ConfigError for a device that is not there.
     """
     device, large = device_of(device), parameters > LARGE
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # processes of one machine share its cores
-    torch.set_num_threads(threads or (cores if large or device != "cpu" else 1))
+    torch.set_num_threads(threads or (cores if large or device != "cpu" else min(cores, FEW)))
     if precision != "auto":
         return Machine(torch.device(device), precision, "asked for")
     if device == "cuda":
@@ -67,3 +77,53 @@ def choose(device: str, precision: str, threads: int | None, parameters: int) ->
     if device == "cpu" and large and _cpu_has_bf16():
         return Machine(torch.device(device), "bf16", "this CPU multiplies bfloat16 natively")
     return Machine(torch.device(device), "fp32", "exact, and fast enough for this network and device")
+
+
+def check_compiler(mode: str, device: torch.device) -> None:
+    """ConfigError where the machine lacks what torch.compile needs on this device."""
+    if mode == "none":
+        return
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"compile: got {mode}, which needs a C++ compiler, and {compiler} is not found; install it, set CXX, or use none")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError(f"compile: got {mode}, which needs triton on this device; pip install triton, or use none")
+
+
+@contextmanager
+def executed(network: nn.Module, mode: str, device: torch.device, *, checkpointing: bool = False) -> Generator[None]:
+    """Within this context torch.compile translates the network's calls when they first come, unless the mode is "none", and with
+    `checkpointing` its blocks are computed twice; afterwards the network runs as it did before.
+
+    What is translated is kept in this package's folder for caches, so that a later run starts sooner, unless TORCHINDUCTOR_CACHE_DIR names
+    another, or the folder cannot be written. Raises ConfigError as `check_compiler`.
+    """
+    check_compiler(mode, device)
+    layout = network.layout if isinstance(network, HasLayout) else None
+    checkpoint_activations(network, checkpointing)
+    with uncompiled(network):
+        try:
+            if mode != "none":
+                _keep_translations()
+                if device.type == "cuda" and isinstance(network, HasLayout):
+                    network.layout = torch.channels_last  # tensor cores want it; torch's slow group norm in it is translated too
+                network.compile(mode=mode)
+            yield
+        finally:
+            vars(network).pop("_compiled_call_impl", None)
+            if isinstance(network, HasLayout) and layout is not None:
+                network.layout = layout
+            checkpoint_activations(network, False)
+
+
+def _keep_translations() -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    kept, usual = "TORCHINDUCTOR_CACHE_DIR", default_cache_dir()
+    if os.environ.get(kept, usual) != usual:  # torch sets it itself, to a folder that a restart may empty
+        return
+    here = folder() / "compiled"
+    with suppress(OSError):
+        here.mkdir(parents=True, exist_ok=True)
+        if os.access(here, os.W_OK):
+            os.environ[kept] = str(here)

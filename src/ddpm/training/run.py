@@ -19,6 +19,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
+from ddpm.networks.blocks import checkpointable
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured
@@ -31,7 +32,7 @@ from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.initial import start_from
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
-from ddpm.training.machine import Machine, choose, device_of
+from ddpm.training.machine import Machine, check_compiler, choose, device_of
 from ddpm.training.optimizers import build_optimizer
 from ddpm.training.preview import loss_figure, model_card
 from ddpm.training.same_data import check_data
@@ -182,6 +183,9 @@ def _trainer(
     denoiser = build_denoiser(config, dataset.card, network)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))
     world.device = machine.device
+    check_compiler(config.compile, machine.device)
+    if config.gradient_checkpointing:
+        checkpointable(denoiser.network)
     world.on_main(lambda: take(run, stack, say))
     saved = _newest(run, world, say)
     shards = logical_shards(config, saved.document("state").get("shards", 1) if saved else None, world.size, say)

@@ -13,6 +13,7 @@ import torch
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import NetworkDenoiser, Residuals
 from ddpm.errors import DataError
+from ddpm.networks.blocks import uncompiled
 from ddpm.objective import Loss
 from ddpm.random import torch_seed
 from ddpm.training.averaging.ema import swapped
@@ -28,7 +29,7 @@ from ddpm.training.health.spikes import roll_back
 from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
-from ddpm.training.machine import Machine
+from ddpm.training.machine import Machine, executed
 from ddpm.training.prefetch import Key, Prefetch, choose_ahead
 from ddpm.training.preview import preview
 from ddpm.training.state import RunState
@@ -91,8 +92,9 @@ class Trainer:
         """One optimizer step of `accumulate` passes; the mean loss, or None where it was skipped because something was not finite."""
         state, config, step = self.state, self.config, self.state.step
         drawn = step + state.skipped
-        self.denoiser.train()
-        self.loss.train()
+        for module in (self.denoiser, self.loss):
+            if not module.training:  # it walks through all parts
+                module.train()
         state.optimizer.zero_grad(set_to_none=True)
         found = self._passes(drawn)
         if state.scaler:
@@ -108,7 +110,9 @@ class Trainer:
             if state.scaler:
                 state.scaler.update()
             if not overflow:  # an overflow of scaled fp16 gradients is routine: the scale comes down
-                say(self.health.skip(step + 1, self._cause(drawn, found), last_checkpoint(self.run)))
+                with uncompiled(self.denoiser.network):
+                    where = self._cause(drawn, found)
+                say(self.health.skip(step + 1, where, last_checkpoint(self.run)))
             state.optimizer.zero_grad(set_to_none=True)
             return None
         if observed:
@@ -252,7 +256,8 @@ class Trainer:
 
     def fit(self, log: Logbook | Unlogged, stop: Stop) -> None:
         """Train to config.steps; on a stop request save first. Raises NonFiniteError after ten skipped steps in a row."""
-        with self.batches:
+        config, network = self.config, self.denoiser.network
+        with self.batches, executed(network, config.compile, self.machine.device, checkpointing=config.gradient_checkpointing):
             self._fit(log, stop)
 
     def _fit(self, log: Logbook | Unlogged, stop: Stop) -> None:
@@ -277,11 +282,13 @@ class Trainer:
                 save_snapshot(self.run, done, state.good_steps, state.averages, log.say, self.world, parts=config.sharded_save)
             saving = done % config.checkpoint_every == 0 or last
             if state.good_steps and (done % config.evaluate_every == 0 or saving):
-                log.write(done, self.evaluate(log.say))
+                with uncompiled(self.denoiser.network):
+                    log.write(done, self.evaluate(log.say))
             if saving:
                 self.save(log.say)
                 if config.preview and state.good_steps:
-                    self.preview(log, last=last)
+                    with uncompiled(self.denoiser.network):
+                        self.preview(log, last=last)
             log.progress(done, shown)
         if self.halted():
             stop.code = max(self.world.gather(stop.code))

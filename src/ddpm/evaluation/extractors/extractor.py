@@ -1,0 +1,84 @@
+"""What turns samples into vectors that a distance is taken between: the family's common form, and the plainest member.
+
+Two figures compare only where data, transform and extractor are the same; `identity` says which extractor it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser.card import Card
+from ddpm.errors import ConfigError
+
+BATCH = 256
+
+
+class Extractor(ABC):
+    """Samples in the data's own units, (N, *shape), to feature vectors (N, dim)."""
+
+    name: str
+    dim: int
+    identity: str  # of network, weights and transform: a hash
+
+    @abstractmethod
+    def embed(self, samples: Tensor) -> Tensor:
+        """The vectors (N, dim) of a batch, float32 on the host."""
+
+    def features(self, samples: Tensor) -> Tensor:
+        """The vectors of any number of samples, a batch at a time."""
+        return torch.cat([self.embed(part) for part in samples.split(BATCH)])
+
+    def logits(self, samples: Tensor) -> Tensor | None:
+        """Class scores (N, classes), where the extractor is a classifier: for the Inception score."""
+        return None
+
+
+class Raw(Extractor):
+    """The entries themselves, or where there are more than `most` of them, means over blocks of neighbours."""
+
+    name = "raw"
+
+    def __init__(self, card: Card, most: int = 2048) -> None:
+        shape, self.pool = list(card.shape), 1
+        while len(shape) > 1 and shape[0] * math.prod(size // self.pool for size in shape[1:]) > most:
+            self.pool *= 2
+            if any(size % self.pool for size in shape[1:]):
+                raise ConfigError(f"extractor raw: {card.shape} are more than {most} numbers and cannot be halved; use another extractor")
+        self.shape, self.dim = tuple(shape), shape[0] * math.prod(size // self.pool for size in shape[1:])
+        self.identity = f"raw-{self.pool}"
+
+    def embed(self, samples: Tensor) -> Tensor:
+        """Flattened, float32."""
+        x = samples.to(torch.float32)
+        if self.pool > 1:
+            x = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[x.ndim - 3](x, self.pool)
+        return x.flatten(1).cpu()
+
+
+def digest(*parts: str | bytes | Tensor) -> str:
+    """Sixteen hexadecimal digits of SHA-256 over names and weights."""
+    made = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if part.ndim else str(part.item()).encode()
+        made.update(part.encode() if isinstance(part, str) else part)
+    return made.hexdigest()[:16]
+
+
+def as_levels(samples: Tensor, card: Card) -> Tensor:
+    """Pictures (N, C, H, W) as three channels of 8-bit levels, which published extractors are defined on.
+
+    Levels of another range are spread over 0..255; continuous pictures from the lowest to the highest value of the data, and rounded.
+    Grey ones get three equal channels. ConfigError for what is no picture.
+    """
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ConfigError(f"extractor: takes pictures of 1 or 3 channels, these samples are {tuple(samples.shape[1:])}; use own or raw")
+    low, high = card.bins or (min(card.low), max(card.high))
+    levels = samples if (low, high) == (0, 255) else (samples.double() - low) * (255.0 / (high - low))
+    levels = levels.double().round().clamp(0, 255).to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels

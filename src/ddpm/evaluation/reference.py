@@ -1,0 +1,100 @@
+"""What samples are scored against: the features of data rows, kept in the cache and keyed by everything they depend on.
+
+Two scores compare only where `Protocol` is the same; a mismatch is refused with the parts that differ. Statistics of other tools (an .npz
+with `mu` and `sigma`) are read too; they say nothing of the data behind them, so nothing can be checked but the length of the vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm.data.cache import folder
+from ddpm.data.dataset import Dataset, Rows
+from ddpm.errors import ConfigError, DataError
+from ddpm.evaluation.extractors.extractor import Extractor, digest
+from ddpm.metrics import Moments
+
+BATCH = 512
+
+
+class Protocol(NamedTuple):
+    """What a score depends on beside the samples."""
+
+    data: str  # fingerprint of the samples as the run reads them: size, crop, kind and values
+    rows: str  # which of them: "train", "held out"
+    extractor: str  # name and identity
+
+    def check(self, other: Protocol) -> None:
+        """ConfigError with the parts in which two protocols differ."""
+        apart = [f"{key}: {mine} and {theirs}" for key, mine, theirs in zip(self._fields, self, other, strict=True) if mine != theirs]
+        if apart:
+            raise ConfigError(f"protocol: these scores do not compare ({'; '.join(apart)}); score both with the same data and extractor")
+
+
+class Reference(NamedTuple):
+    """The features (M, D) of data rows, float32."""
+
+    protocol: Protocol
+    features: Tensor
+
+    @property
+    def moments(self) -> Moments:
+        """Their mean and covariance, which count as exact, as in FID."""
+        return Moments.of(self.features)
+
+
+def features_of(dataset: Dataset, rows: Rows, extractor: Extractor, say: Callable[[str], None] = lambda _: None) -> Tensor:
+    """Features of data rows, unaugmented, in their order."""
+    found: list[Tensor] = []
+    for first in range(0, len(rows), BATCH):
+        raw, _ = dataset.batch(rows[first : first + BATCH])
+        found.append(extractor.features(torch.from_numpy(raw)))
+        if len(rows) > 20 * BATCH and first % (20 * BATCH) == 0:
+            say(f"features of {first:,} of {len(rows):,} {dataset.card.name}")
+    return torch.cat(found)
+
+
+def reference(
+    dataset: Dataset, kind: str, extractor: Extractor, say: Callable[[str], None] = lambda _: None, *, cache: Path | None = None
+) -> Reference:
+    """Of the rows "train" or "held out" of a data set: from the cache, or made now and kept there."""
+    card, rows = dataset.card, {"train": dataset.train_rows, "held out": dataset.held_rows}[kind]
+    if not len(rows):
+        raise DataError(f"reference: {card.name} has no {kind} samples")
+    protocol = Protocol(card.fingerprint, kind, f"{extractor.name}-{extractor.identity}")
+    key = digest(json.dumps(protocol), rows.tobytes(), str(card.shape))
+    path = (cache or folder()) / "statistics" / f"{key}.safetensors"
+    if card.fingerprint and path.is_file():
+        with safe_open(path, "pt") as file:
+            return Reference(protocol, file.get_tensor("features"))
+    found = Reference(protocol, features_of(dataset, rows, extractor, say))
+    if card.fingerprint:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        save_file({"features": found.features.contiguous()}, aside, metadata={"protocol": json.dumps(protocol), "data": card.name})
+        aside.replace(path)
+    return found
+
+
+def foreign_statistics(path: Path, dim: int) -> Moments:
+    """Mean and covariance from another tool's .npz with `mu` (D,) and `sigma` (D, D); ConfigError for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mu, sigma = np.asarray(file["mu"]), np.asarray(file["sigma"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"reference: {path} holds no mu and sigma ({error}); give an .npz with both") from error
+    if mu.shape != (dim,) or sigma.shape != (dim, dim):
+        raise ConfigError(f"reference: {path} has mu {mu.shape} and sigma {sigma.shape}; this extractor makes vectors of {dim} numbers")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ConfigError(f"reference: {path} has entries that are not finite")
+    return Moments.given(torch.from_numpy(mu), torch.from_numpy(sigma))

@@ -1,0 +1,97 @@
+"""Every score of a set of samples, beside the same scores of real data that the model has not seen: the floor."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import DataError
+from ddpm.evaluation.extractors.extractor import Extractor
+from ddpm.evaluation.reference import Reference
+from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation
+from ddpm.metrics.inception import SPLITS
+
+NEIGHBOURS = 5
+MOST = 10_000  # vectors on each side of what compares all pairs
+FEW = 10  # samples a feature, below which the correction for their number is large
+
+
+class Scores(NamedTuple):
+    """Scores with intervals, single figures, and what a reader must be told."""
+
+    estimates: dict[str, Estimate]
+    figures: dict[str, float]
+    copies: Memorisation | None
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            **{name: one._asdict() for name, one in self.estimates.items()},
+            **self.figures,
+            **({} if self.copies is None else {"memorisation": self.copies._asdict()}),
+            "warnings": self.warnings,
+        }
+
+
+def score(
+    features: Tensor,
+    against: Reference | Moments,
+    *,
+    logits: Tensor | None = None,
+    held_out: Reference | None = None,
+    train: bool = True,
+) -> Scores:
+    """Of feature vectors (N, D) of samples against a reference.
+
+    held_out: features of data the model has not seen, for memorisation. train: the reference is of training data, of which samples could
+    be copies. DataError for vectors that are not finite, or too few.
+    """
+    count, dim = features.shape
+    metric = Frechet(dim)
+    metric.update(features)
+    moments = against if isinstance(against, Moments) else against.moments
+    if dim != len(moments.mean):
+        raise DataError(f"features: got vectors of {dim} numbers, the reference has {len(moments.mean)}; use one extractor for both")
+    estimates = {"frechet": metric.result(moments)}
+    figures: dict[str, float] = {}
+    warnings: list[str] = []
+    if count < FEW * dim:
+        gap = estimates["frechet"].raw - estimates["frechet"].value
+        warnings.append(
+            f"{count} samples for vectors of {dim} numbers: uncorrected, the Frechet distance would come out {gap:.3g} too large; "
+            f"figures published with 50,000 samples compare with the corrected one only"
+        )
+    copies = None
+    if isinstance(against, Reference):
+        some = against.features[_spread(len(against.features), MOST)]
+        mine = features[:MOST]
+        estimates["kernel"] = kernel_distance(mine, some)
+        near = manifold(mine, some, min(NEIGHBOURS, len(mine) - 1, len(some) - 1))
+        figures |= {name: round(value, 6) for name, value in near._asdict().items()}
+        if held_out is not None and train:
+            against.protocol._replace(rows="held out").check(held_out.protocol)
+            copies = memorisation(mine, against.features, held_out.features)
+            if copies.found:
+                warnings.append(
+                    f"memory: {100 * copies.copies:.1f} % of the samples are nearer to training data than 99 % of held-out data are; "
+                    "the model copies"
+                )
+    if logits is not None and len(logits) >= 2 * SPLITS:
+        estimates["inception_score"] = inception_score(logits)
+    return Scores(estimates, figures, copies, warnings)
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most so many of `count` numbers, evenly."""
+    return torch.arange(min(count, most)) * count // min(count, most)
+
+
+def features_and_logits(extractor: Extractor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of samples in the data's own units; DataError where some are not finite, with how many."""
+    bad = int((~samples.flatten(1).isfinite()).any(1).sum()) if samples.is_floating_point() else 0
+    if bad:
+        raise DataError(f"samples: {bad} of {len(samples)} are not finite; nothing was scored. Other clipping or more steps may help")
+    return extractor.features(samples), extractor.logits(samples)

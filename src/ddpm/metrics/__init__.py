@@ -1,0 +1,31 @@
+"""How near samples are to data: distances between sets of vectors or of pictures, each saying how far it can be believed."""
+
+from __future__ import annotations
+
+from ddpm.metrics.estimate import Estimate
+from ddpm.metrics.fields import channel_distances, spectrum, spectrum_distance
+from ddpm.metrics.frechet import Frechet, frechet
+from ddpm.metrics.inception import inception_score
+from ddpm.metrics.kernel import kernel_distance
+from ddpm.metrics.memorisation import Memorisation, memorisation
+from ddpm.metrics.moments import Moments
+from ddpm.metrics.neighbours import Manifold, manifold
+from ddpm.metrics.sliced import energy_distance, sliced_wasserstein
+
+__all__ = [
+    "Estimate",
+    "Frechet",
+    "Manifold",
+    "Memorisation",
+    "Moments",
+    "channel_distances",
+    "energy_distance",
+    "frechet",
+    "inception_score",
+    "kernel_distance",
+    "manifold",
+    "memorisation",
+    "sliced_wasserstein",
+    "spectrum",
+    "spectrum_distance",
+]

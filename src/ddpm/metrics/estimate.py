@@ -1,0 +1,22 @@
+"""What a metric returns: a number with the interval in which the truth lies with 95 % confidence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """value: the estimate, corrected for the bias of few samples; low, high: its 95 % interval; raw: without correction, as published
+    figures are; samples: how many it is of.
+    """
+
+    value: float
+    low: float
+    high: float
+    raw: float
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"

@@ -1,0 +1,108 @@
+"""The Frechet distance between two sets of vectors, taken as Gaussian, with an interval that holds what it promises.
+
+With N samples the plain estimate lies above the truth by about c / N, which for 2048 features and 10,000 samples is more than the
+difference between good models. Vectors go into `GROUPS` groups in turn; leaving one group out at a time says how large the bias is and how
+far the estimate scatters.
+
+Reference: Dowson, Landau 1982, Journal of Multivariate Analysis 12, equation 4; Heusel et al. 2017, arXiv 1706.08500, section 3 (FID);
+Chong, Forsyth 2020, arXiv 1911.07023 (its bias is linear in 1/N); Quenouille 1956, Biometrika 43 (jackknife).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from ddpm.errors import DataError
+from ddpm.metrics.estimate import LEVEL, Estimate
+from ddpm.metrics.moments import Moments, checked
+
+GROUPS = 20
+
+
+def root(cov: Tensor) -> Tensor:
+    """The symmetric square root of a covariance (D, D)."""
+    values, vectors = torch.linalg.eigh(cov)
+    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def frechet(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), a squared distance, >= 0 up to rounding."""
+    return _distance(root(first.cov), first, second)
+
+
+def _distance(first_root: Tensor, first: Moments, second: Moments) -> float:
+    inner = torch.linalg.eigvalsh(first_root @ second.cov @ first_root).clamp(min=0.0).sqrt().sum()
+    return float((first.mean - second.mean).square().sum() + first.cov.trace() + second.cov.trace() - 2.0 * inner)
+
+
+class Frechet:
+    """Feature vectors of samples, seen in pieces; `result` compares them with a reference.
+
+    The vector of sample i belongs to group i mod `groups`, whatever pieces it came in, so that ranks and shards can be merged.
+    """
+
+    def __init__(self, dim: int, groups: int = GROUPS) -> None:
+        self.groups = [Moments.none(dim) for _ in range(groups)]
+
+    def update(self, features: Tensor, first: int = 0) -> None:
+        """Take the vectors (N, D) of samples first, first + 1, ...; DataError for what is not finite or of another size."""
+        features = checked(features)
+        for number in range(min(len(self.groups), len(features))):
+            place = (first + number) % len(self.groups)
+            self.groups[place] += Moments.of(features[number :: len(self.groups)])
+
+    def merge(self, other: Frechet) -> None:
+        """Take what another one has seen: of other samples, with as many groups."""
+        if len(other.groups) != len(self.groups):
+            raise DataError(f"groups: got {len(other.groups)} to merge into {len(self.groups)}; use the same number")
+        self.groups = [mine + theirs for mine, theirs in zip(self.groups, other.groups, strict=True)]
+
+    @property
+    def moments(self) -> Moments:
+        """Of all vectors seen."""
+        return total(self.groups)
+
+    def result(self, reference: Moments | Frechet) -> Estimate:
+        """The distance to a reference: to `Moments` that count as exact, as in FID; or to samples, whose own scatter then enters too.
+
+        DataError for fewer than two groups with samples, or fewer samples than two.
+        """
+        fixed = reference if isinstance(reference, Moments) else reference.moments
+        mine = [group for group in self.groups if group.count]
+        whole = total(mine or self.groups)
+        if len(mine) < 2 or whole.count < 2 * len(mine):
+            raise DataError(f"samples: got {whole.count}; a Frechet distance with an interval needs at least {2 * len(self.groups)}")
+        fixed_root = root(fixed.cov)
+        raw = _distance(fixed_root, fixed, whole)
+        bias, variance = _jackknife(raw, [_distance(fixed_root, fixed, left) for left in left_out(mine)])
+        degrees = len(mine) - 1
+        if isinstance(reference, Frechet):
+            theirs = [group for group in reference.groups if group.count]
+            own_root = root(whole.cov)
+            more, scatter = _jackknife(raw, [_distance(own_root, whole, left) for left in left_out(theirs)])
+            bias, variance = bias + more, variance + scatter
+            degrees += len(theirs) - 1
+        value, reach = raw - bias, float(stdtrit(degrees, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+        return Estimate(value, value - reach, value + reach, raw, whole.count)
+
+
+def total(groups: Sequence[Moments]) -> Moments:
+    """Of all groups together."""
+    return reduce(Moments.__add__, groups)
+
+
+def left_out(groups: Sequence[Moments]) -> list[Moments]:
+    """Of all groups but one, for each one."""
+    return [total([*groups[:k], *groups[k + 1 :]]) for k in range(len(groups))]
+
+
+def _jackknife(whole: float, parts: Sequence[float]) -> tuple[float, float]:
+    """(bias, variance) of an estimate, from those without one group each."""
+    count, mean = len(parts), sum(parts) / len(parts)
+    return (count - 1) * (mean - whole), (count - 1) / count * sum((part - mean) ** 2 for part in parts)

@@ -1,0 +1,303 @@
+"""Metrics against what is known: distances between Gaussians, closed forms, independent writings, and what no metric may depend on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from ddpm.errors import DataError
+from ddpm.metrics.fields import channel_distances, spectrum, spectrum_distance
+from ddpm.metrics.frechet import Frechet, frechet
+from ddpm.metrics.inception import inception_score
+from ddpm.metrics.kernel import kernel, kernel_distance
+from ddpm.metrics.memorisation import memorisation
+from ddpm.metrics.moments import Moments
+from ddpm.metrics.neighbours import manifold, nearest
+from ddpm.metrics.sliced import energy_distance, sliced_wasserstein
+
+D = 16
+
+
+def drawn(n: int, seed: int, dim: int = D) -> Tensor:
+    """Standard normal vectors."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def covariance(seed: int, dim: int = D) -> Tensor:
+    """Some covariance."""
+    made = drawn(dim, seed, dim) / 4
+    return made @ made.T + 0.5 * torch.eye(dim, dtype=torch.float64)
+
+
+def with_law(mean: Tensor, cov: Tensor, n: int = 400) -> Tensor:
+    """Vectors whose sample mean and unbiased covariance are exactly these."""
+    x = drawn(n, 5, len(mean))
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1))).T
+    return x @ torch.linalg.cholesky(cov).T + mean
+
+
+# --- Frechet -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_commuting_gaussians_is_the_closed_form() -> None:
+    """Diagonal covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    s1, s2 = drawn(1, 1)[0].abs() + 0.1, drawn(1, 2)[0].abs() + 0.1
+    m1, m2 = drawn(1, 3)[0], drawn(1, 4)[0]
+    samples = Moments.of(with_law(m1, torch.diag(s1**2)))
+    truth = float((m1 - m2).square().sum() + (s1 - s2).square().sum())
+    assert frechet(samples, Moments.given(m2, torch.diag(s2**2))) == pytest.approx(truth, rel=1e-9)
+
+
+def test_frechet_of_any_gaussians_is_scipys_and_symmetric() -> None:
+    """An independent matrix root; also where a covariance has no full rank."""
+    thin = with_law(torch.zeros(D, dtype=torch.float64), covariance(8))[:, :5] @ drawn(5, 9)
+    for a, b in ((covariance(6), covariance(7)), (Moments.of(thin).cov, covariance(7))):
+        m1, m2 = drawn(1, 3)[0], drawn(1, 4)[0]
+        first, second = Moments.given(m1, a), Moments.given(m2, b)
+        crossed = np.trace(np.asarray(sqrtm(a.numpy() @ b.numpy()))).real
+        truth = float((m1 - m2).square().sum() + a.trace() + b.trace()) - 2 * crossed
+        assert frechet(first, second) == pytest.approx(truth, rel=1e-6)
+        assert frechet(second, first) == pytest.approx(frechet(first, second), rel=1e-6)
+
+
+def test_frechet_of_a_law_to_itself_is_nothing() -> None:
+    """Up to rounding of the root."""
+    same = Moments.of(with_law(drawn(1, 3)[0], covariance(6)))
+    assert abs(frechet(same, same)) < 1e-6
+
+
+def test_moments_of_pieces_are_those_of_the_whole_in_any_order() -> None:
+    """Four shards, uneven, far from zero; and numpy's covariance."""
+    x = drawn(1000, 11) + 1e4
+    pieces = [Moments.of(part) for part in x.split([1, 499, 300, 200])]
+    whole = Moments.of(x)
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
+        got = Moments.none(D)
+        for index in order:
+            got = got + pieces[index]
+        torch.testing.assert_close(got.mean, whole.mean, rtol=1e-10, atol=0)
+        torch.testing.assert_close(got.cov, torch.from_numpy(np.cov(x.numpy(), rowvar=False)), rtol=1e-8, atol=1e-10)
+
+
+def test_four_shards_merged_are_one_pass() -> None:
+    """Value, interval and all: which group a sample belongs to does not depend on the shard that saw it."""
+    x, reference = drawn(803, 12) * 1.3, Moments.given(torch.zeros(D), torch.eye(D))
+    whole = Frechet(D)
+    whole.update(x)
+    merged = Frechet(D)
+    for first, end in ((0, 7), (7, 300), (300, 500), (500, 803)):
+        shard = Frechet(D)
+        shard.update(x[first:end], first)
+        merged.merge(shard)
+    for one, two in zip(whole.result(reference), merged.result(reference), strict=True):
+        assert one == pytest.approx(two, rel=1e-10)
+
+
+CASES = {
+    "far": (torch.full((D,), 0.3, dtype=torch.float64), covariance(7)),
+    "near": (torch.full((D,), 0.02, dtype=torch.float64), 1.1 * covariance(6)),
+}
+
+
+def coverage(name: str, trials: int, *, sampled: bool = False) -> tuple[float, float, float]:
+    """Share of 95 % intervals that hold the truth, mean error of the value and of the raw figure in standard errors of one trial."""
+    mean, cov = CASES[name]
+    own, truth_of = covariance(6), Moments.given(mean, cov)
+    truth = frechet(Moments.given(torch.zeros(D), own), truth_of)
+    roots = torch.linalg.cholesky(own), torch.linalg.cholesky(cov)
+    hits, values, raws = 0, [], []
+    for trial in range(trials):
+        metric, reference = Frechet(D), Frechet(D)
+        metric.update(drawn(2000, 2 * trial) @ roots[0].T)
+        if sampled:
+            reference.update(mean + drawn(2000, 2 * trial + 1) @ roots[1].T)
+        found = metric.result(reference if sampled else truth_of)
+        hits += found.low <= truth <= found.high
+        values.append(found.value - truth)
+        raws.append(found.raw - truth)
+    spread = float(np.std(values))
+    return hits / trials, float(np.mean(values)) / spread, float(np.mean(raws)) / spread
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_interval_holds_the_truth(name: str) -> None:
+    """150 trials of 2,000 samples; 1,000 of them, and sampled references, in the slow run. The raw figure is biased by standard errors."""
+    share, bias, raw = coverage(name, 150)
+    assert 0.89 <= share <= 0.995
+    assert abs(bias) < 0.4 and raw > (0.3 if name == "far" else 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_interval_holds_the_truth_in_95_of_100(name: str, sampled: bool) -> None:
+    """1,000 trials, D = 16, 2,000 samples: 95 +- 3 %."""
+    assert coverage(name, 1000, sampled=sampled)[0] == pytest.approx(0.95, abs=0.03)
+
+
+# --- kernel distance ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_distance_is_its_sum_over_pairs() -> None:
+    """Written out with loops, and its jackknife by leaving each sample out indeed."""
+    x, y = drawn(7, 1, 3), drawn(6, 2, 3) + 0.3
+
+    def by_pairs(a: Tensor, b: Tensor) -> float:
+        def k(u: Tensor, v: Tensor) -> float:
+            return (float(u @ v) / 3 + 1) ** 3
+
+        own = [sum(k(u, v) for i, u in enumerate(one) for j, v in enumerate(one) if i != j) / (len(one) * (len(one) - 1)) for one in (a, b)]
+        return sum(own) - 2 * sum(k(u, v) for u in a for v in b) / (len(a) * len(b))
+
+    found = kernel_distance(x, y)
+    assert found.value == pytest.approx(by_pairs(x, y), rel=1e-12)
+    variance = 0.0
+    for side, other in ((x, y), (y, x)):
+        left = np.array([by_pairs(torch.cat([side[:i], side[i + 1 :]]), other) for i in range(len(side))])
+        variance += (len(left) - 1) / len(left) * ((left - left.mean()) ** 2).sum()
+    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    assert kernel(x, y).shape == (7, 6)
+
+
+def test_the_kernel_distance_has_no_bias() -> None:
+    """Its mean over many small draws of one law is zero; that of two laws is what many samples give."""
+    zero = [kernel_distance(drawn(20, 2 * t, 4), drawn(25, 2 * t + 1, 4)).value for t in range(300)]
+    assert abs(np.mean(zero)) < 4 * np.std(zero) / math.sqrt(300)
+    apart = [kernel_distance(drawn(20, 2 * t, 4), drawn(25, 2 * t + 1, 4) + 0.5).value for t in range(300)]
+    large = kernel_distance(drawn(4000, 1, 4), drawn(4000, 2, 4) + 0.5)
+    assert np.mean(apart) == pytest.approx(large.value, abs=4 * float(np.std(apart)) / math.sqrt(300) + large.high - large.low)
+
+
+# --- the rest ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_inception_score_of_sure_and_of_clueless_classifiers() -> None:
+    """C for sure ones over all classes, 1 for clueless ones, and exp of the mutual information between."""
+    sure = torch.eye(10, dtype=torch.float64).repeat(20, 1) * 60
+    assert inception_score(sure).raw == pytest.approx(10.0, rel=1e-9)
+    assert inception_score(torch.zeros(200, 10)).value == pytest.approx(1.0)
+    logits = drawn(4000, 3, 10) * 2
+    p = torch.softmax(logits, 1)
+    entropy = float(-(p.mean(0) * p.mean(0).log()).sum() + (p * p.log()).sum(1).mean())
+    found = inception_score(logits)
+    assert found.value == pytest.approx(math.exp(entropy), rel=2e-3) and found.low < math.exp(entropy) < found.high
+
+
+def test_precision_and_recall_see_what_is_missing() -> None:
+    """Half of the data covered: precise, half recalled. Too wide: recalled, not precise. The same law: all near their values for it."""
+    left, right = drawn(300, 1, 4) - 6, drawn(300, 2, 4) + 6
+    data = torch.cat([left, right])
+    half = manifold(drawn(600, 3, 4) - 6, data)
+    assert half.precision > 0.9 and half.recall == pytest.approx(0.5, abs=0.06) and half.coverage < 0.55
+    wide = manifold(torch.cat([left, right, 40 + drawn(600, 4, 4)]), data)
+    assert wide.precision == pytest.approx(0.5, abs=0.05) and wide.recall == 1.0
+    same = manifold(drawn(600, 5, 4), drawn(600, 6, 4))
+    assert same.density == pytest.approx(1.0, abs=0.1) and same.coverage == pytest.approx(1 - 0.5**5, abs=0.05)  # 1 - 2^-k: Naeem et al.
+    assert manifold(data, data).precision == manifold(data, data).recall == 1.0
+
+
+def test_neighbours_do_not_depend_on_the_size_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do density, coverage and nearest distances."""
+    x, y = drawn(50, 1, 4), drawn(60, 2, 4)
+    before, near = manifold(x, y), nearest(x, y)
+    monkeypatch.setattr("ddpm.metrics.neighbours.ROWS", 7)
+    assert manifold(x, y) == before
+    torch.testing.assert_close(nearest(x, y)[0], near[0])
+    assert torch.equal(nearest(x, y)[1], near[1])
+
+
+def test_sliced_wasserstein_of_a_shift_and_of_a_scale() -> None:
+    """A shift m: |m| / sqrt(D) on average over directions; s x against x: |s - 1| times the root mean square."""
+    x = with_law(torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64), 1000)
+    shift = torch.full((D,), 0.5, dtype=torch.float64)
+    assert sliced_wasserstein(x, x + shift, directions=4096) == pytest.approx(0.5, rel=0.03)
+    assert sliced_wasserstein(x, 1.5 * x) == pytest.approx(0.5, rel=0.01)
+    assert sliced_wasserstein(x, x) == 0.0
+
+
+def test_sliced_wasserstein_of_unequal_numbers_repeats_samples() -> None:
+    """Every sample three times is the same law; 2 against 3 values by hand: the quantile functions differ on known intervals."""
+    x, y = drawn(40, 1, 3), drawn(40, 2, 3)
+    assert sliced_wasserstein(x.repeat(3, 1), y) == pytest.approx(sliced_wasserstein(x, y), rel=1e-9)
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0], [6.0]])
+    by_hand = (0 / 3 + (0 - 3) ** 2 / 6 + (1 - 3) ** 2 / 6 + (1 - 6) ** 2 / 3) ** 0.5
+    assert sliced_wasserstein(a, b, directions=1) == pytest.approx(by_hand)
+
+
+def test_energy_distance_is_its_sum_over_pairs() -> None:
+    """And zero on average for one law."""
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0], [6.0]])
+    assert energy_distance(a, b) == pytest.approx(2 * (0 + 3 + 6 + 1 + 2 + 5) / 6 - 1 - (3 + 6 + 3) / 3)
+    zero = [energy_distance(drawn(20, 2 * t, 3), drawn(20, 2 * t + 1, 3)) for t in range(200)]
+    assert abs(np.mean(zero)) < 4 * np.std(zero) / math.sqrt(200)
+
+
+def test_channel_distances_are_in_standard_deviations() -> None:
+    """A shift of one channel by half its spread, the other untouched."""
+    data = torch.randn(200, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 20.0]).view(1, 2, 1, 1)
+    moved = data + torch.tensor([0.0, 10.0]).view(1, 2, 1, 1)
+    assert channel_distances(moved, data).tolist() == pytest.approx([0.0, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(12,), (8, 12), (4, 6, 8)])
+def test_the_spectrum_keeps_the_power(shape: tuple[int, ...]) -> None:
+    """Parseval: rings times their sizes sum to the mean square; white noise is flat; a wave is one ring."""
+    x = torch.randn(500, 1, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = spectrum(x)[0]
+    ring = torch.stack(torch.meshgrid(*[torch.fft.fftfreq(n).double() * min(shape) for n in shape], indexing="ij")).square().sum(0).sqrt()
+    sizes = torch.bincount(ring.round().long().flatten())
+    assert float((found * sizes).sum()) == pytest.approx(float(x.square().sum() / 500), rel=1e-9)
+    assert (found - 1).abs().max() < 0.2
+    wave = torch.cos(2 * math.pi * 2 * torch.arange(shape[-1]) / shape[-1]).expand(1, 1, *shape)
+    peak = round(2 * min(shape) / shape[-1])
+    assert int(spectrum(wave)[0].argmax()) == peak
+    assert spectrum_distance(2 * x, x).tolist() == pytest.approx([math.log(4.0)])
+
+
+def test_copies_are_found_and_new_samples_are_not() -> None:
+    """Samples of the law itself, copies with little noise, and half of each."""
+    train, held, new = drawn(500, 1), drawn(400, 2), drawn(400, 3)
+    copied = train[:400] + 0.05 * drawn(400, 4)
+    fresh, all_copies, half = (memorisation(one, train, held) for one in (new, copied, torch.cat([new[:200], copied[:200]])))
+    assert not fresh.found and fresh.copies < 0.04 and fresh.ratio == pytest.approx(1.0, abs=0.1) and abs(fresh.z) < 4
+    assert all_copies.found and all_copies.copies == 1.0 and all_copies.ratio < 0.2 and all_copies.z < -20
+    assert half.found and half.copies == pytest.approx(0.5, abs=0.03)
+    assert all(sample == index for sample, index in all_copies.pairs)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
+    """With the first sample that holds one."""
+    x = drawn(40, 1)
+    x[3, 2] = bad
+    for call in (Moments.of, lambda v: kernel_distance(v, drawn(9, 2)), lambda v: manifold(v, drawn(9, 2)), inception_score):
+        with pytest.raises(DataError, match="1 of 40 samples are not finite, first number 3"):
+            call(x)
+    with pytest.raises(DataError, match="not all finite"):
+        channel_distances(x.view(40, 1, 4, 4), x.view(40, 1, 4, 4))
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    """Other extractors, too few samples, samples that were not flattened."""
+    few, metric = drawn(30, 1), Frechet(D)
+    metric.update(few)
+    refusals = {
+        "vectors of 16 and of 4 numbers": lambda: sliced_wasserstein(few, drawn(9, 2, 4)),
+        "got 30; a Frechet distance with an interval needs at least 40": lambda: metric.result(Moments.of(few)),
+        "at least 51|at least 50": lambda: memorisation(few, few, few),
+        "takes vectors .N, D.": lambda: Moments.of(few.view(30, 4, 4)),
+        "neighbours need at least 6": lambda: manifold(few[:5], few),
+        "needs at least 20": lambda: inception_score(few[:19]),
+        "at least 2 of each": lambda: kernel_distance(few[:1], few),
+        "compare like with like": lambda: spectrum_distance(few.view(30, 1, 4, 4), few.view(30, 1, 2, 8)),
+    }
+    for words, call in refusals.items():
+        with pytest.raises(DataError, match=words):
+            call()

@@ -1,0 +1,140 @@
+"""What turns samples into features: the published network's shape, its protocol, one trained here, and what each refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ddpm.data import from_arrays
+from ddpm.denoiser.card import Card
+from ddpm.errors import ConfigError
+from ddpm.evaluation.extractors.extractor import Raw, as_levels
+from ddpm.evaluation.extractors.inception import Inception, InceptionV3, resized
+from ddpm.evaluation.extractors.learned import Learned
+from small_runs import pictures, table
+
+
+def card(**changes: object) -> Card:
+    """Of 8-bit colour pictures."""
+    usual = dict(name="x", kind="image", shape=(3, 8, 8), dtype="uint8", low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Card(**{**usual, "sigma_data": 1.0, "bins": (0.0, 255.0), **changes})  # type: ignore[arg-type]
+
+
+# --- Inception ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network() -> InceptionV3:
+    torch.manual_seed(0)
+    return InceptionV3()
+
+
+def test_inception_is_the_published_network(network: InceptionV3) -> None:
+    """Parameters of the network of 1008 classes, and every place where a shape is decided. Values: benchmarks/inception_agreement.py."""
+    assert sum(p.numel() for p in network.parameters()) == 23_850_960 and not network.training
+    features, logits = network(torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8))
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert torch.allclose(logits, features @ network.fc.weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (299, 20), (300, 400)])
+def test_the_resize_reads_where_tensorflow_1_does(size: tuple[int, int]) -> None:
+    """Output i at i H / 299, the last entry repeated: by an independent loop."""
+    x = torch.rand(1, 1, *size, dtype=torch.float64)
+    got = resized(x)[0, 0]
+    rng = np.random.default_rng(0)
+    for i, j in rng.integers(0, 299, (50, 2)):
+        y, z = i * size[0] / 299, j * size[1] / 299
+        corners = [min(int(v) + d, n - 1) for v, n in ((y, size[0]), (z, size[1])) for d in (0, 1)]
+        a, b = y - int(y), z - int(z)
+        rows = [(1 - b) * x[0, 0, r, corners[2]] + b * x[0, 0, r, corners[3]] for r in corners[:2]]
+        assert float(got[i, j]) == pytest.approx(float((1 - a) * rows[0] + a * rows[1]), abs=1e-12)
+    assert not torch.allclose(got, F.interpolate(x, (299, 299), mode="bilinear")[0, 0]) or size == (299, 299)
+
+
+def test_weights_are_read_and_strangers_refused(network: InceptionV3, tmp_path: Path) -> None:
+    """With where to get them; batch counters may be missing, as they are in some files."""
+    kept = {name: value for name, value in network.state_dict().items() if not name.endswith("tracked")}
+    torch.save(kept, tmp_path / "good.pth")
+    found = Inception(tmp_path / "good.pth", card())
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(found.embed(x), network(x)[0])
+    same, other = (Inception(tmp_path / "good.pth", card(bins=bins)).identity for bins in ((0.0, 255.0), (0.0, 16.0)))
+    assert found.identity == same != other
+    torch.save({**kept, "fc.weight": kept["fc.weight"][:10]}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("<html>not found</html>")
+    for name, words in {"other": "lacks 1 of its", "text": "cannot be read as weights", "none": "no weights at"}.items():
+        with pytest.raises(ConfigError, match=f"{words}.*pytorch-fid.*own") as raised:
+            Inception(tmp_path / f"{name}.pth", card())
+        assert name in str(raised.value)
+
+
+def test_levels_are_rounded_to_8_bits() -> None:
+    """As they would be saved: other ranges are spread, grey is repeated, continuous data go from lowest to highest."""
+    grey = torch.tensor([[[[0, 8], [16, 4]]]], dtype=torch.uint8)
+    assert as_levels(grey, card(bins=(0.0, 16.0)))[0, 2].tolist() == [[0, 128], [255, 64]]
+    floats = torch.tensor([[[[-1.0, 1.0], [0.0, 7.0]]]])
+    assert as_levels(floats, card(bins=None, low=(-1.0,), high=(1.0,)))[0, 0].tolist() == [[0, 255], [128, 255]]
+    whole = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(as_levels(whole, card()), whole)
+    with pytest.raises(ConfigError, match=r"these samples are \(2, 4, 4\)"):
+        as_levels(torch.zeros(1, 2, 4, 4), card())
+
+
+# --- raw ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_raw_features_are_the_entries_or_their_means() -> None:
+    """Pooled only where there are too many."""
+    x = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    plain, pooled = Raw(card()), Raw(card(), most=50)
+    assert plain.dim == 192 and torch.equal(plain.features(x), x.flatten(1).float())
+    assert pooled.dim == 48 and torch.equal(pooled.features(x), F.avg_pool2d(x.float(), 2).flatten(1))
+    assert pooled.identity != plain.identity
+    with pytest.raises(ConfigError, match="cannot be halved"):
+        Raw(card(shape=(3, 9, 9)), most=50)
+
+
+# --- trained here ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_is_trained_once_for_each_data_set(tmp_path: Path) -> None:
+    """Read back with the same identity; other data, other file; a classifier where there are classes."""
+    data = table(80, classes=2)
+    first, again = (Learned.of(data, 5, cache=tmp_path) for _ in range(2))
+    assert first.identity == again.identity and len(list((tmp_path / "extractors").iterdir())) == 1
+    x = torch.from_numpy(data.samples[:9])
+    assert torch.equal(first.features(x), again.features(x)) and first.features(x).shape == (9, 64)
+    logits = first.logits(x)
+    assert logits is not None and logits.shape == (9, 2)
+    other = Learned.of(pictures(1, 8, 8), 2, cache=tmp_path)
+    assert other.identity != first.identity and other.logits(torch.zeros(1, 1, 8, 8)) is None
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (2, 8, 8), (1, 4, 8, 8), (5,)])
+def test_every_kind_of_data_has_an_extractor(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Signals, fields, volumes and tables."""
+    samples = np.random.default_rng(0).normal(size=(60, *shape)).astype(np.float32)
+    found = Learned.of(from_arrays(samples, name="any"), 2, cache=tmp_path)
+    assert found.features(torch.from_numpy(samples)).shape == (60, 64)
+
+
+def test_the_encoder_learns_what_tells_samples_apart(tmp_path: Path) -> None:
+    """Two classes of pictures with a bright half: its score is sure, and features of one class are nearer to each other."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    samples = rng.integers(0, 100, (200, 1, 8, 8))
+    samples[labels == 0, :, :4] += 120
+    samples[labels == 1, :, 4:] += 120
+    data = from_arrays(samples.astype(np.uint8), {"class": labels}, name="halves")
+    found = Learned.of(data, 60, cache=tmp_path)
+    x = torch.from_numpy(np.asarray(data.samples[:]))
+    logits = found.logits(x)
+    assert logits is not None and float((logits.argmax(1).numpy() == labels).mean()) > 0.98
+    features = found.features(x)
+    zero, one = features[labels == 0], features[labels == 1]
+    assert torch.cdist(zero, zero).mean() < 0.8 * torch.cdist(zero, one).mean()

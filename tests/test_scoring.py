@@ -1,0 +1,148 @@
+"""Scores of samples against references: what they are keyed by, what they say, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data import from_arrays
+from ddpm.data.dataset import Dataset
+from ddpm.errors import ConfigError, DataError
+from ddpm.evaluation.extractors import Extractor, Raw
+from ddpm.evaluation.reference import Protocol, Reference, foreign_statistics, reference
+from ddpm.evaluation.scoring import features_and_logits, score
+from ddpm.metrics import Moments, frechet
+
+
+def data(seed: int = 0, count: int = 400) -> Dataset:
+    """A table of six numbers, a quarter of it held out."""
+    samples = np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
+    return from_arrays(samples, name="table", holdout=0.25)
+
+
+class Counting(Raw):
+    """Counts what it is asked for."""
+
+    seen = 0
+
+    def embed(self, samples: torch.Tensor) -> torch.Tensor:
+        self.seen += len(samples)
+        return super().embed(samples)
+
+
+def drawn(n: int, seed: int = 9) -> torch.Tensor:
+    """Samples of the data's law."""
+    return torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_references_are_made_once_for_data_rows_and_extractor(tmp_path: Path) -> None:
+    """And again for others."""
+    one = data()
+    extractor = Counting(one.card)
+    first, again = (reference(one, "train", extractor, cache=tmp_path) for _ in range(2))
+    assert extractor.seen == len(one.train_rows) and torch.equal(first.features, again.features) and first.protocol == again.protocol
+    raw, _ = one.batch(one.train_rows)
+    assert torch.equal(first.features, torch.from_numpy(raw))
+    held = reference(one, "held out", extractor, cache=tmp_path)
+    assert len(held.features) == len(one.held_rows) and extractor.seen == 400
+    reference(data(1), "train", extractor, cache=tmp_path)
+    assert extractor.seen == 700
+    with pytest.raises(DataError, match="table has no held out samples"):
+        reference(from_arrays(np.zeros((9, 6), np.float32), name="table", holdout=0.0), "held out", extractor, cache=tmp_path)
+
+
+def test_protocols_that_differ_are_refused() -> None:
+    """With the part that does."""
+    one = Protocol("a" * 8, "train", "raw-1")
+    one.check(Protocol("a" * 8, "train", "raw-1"))
+    with pytest.raises(ConfigError, match="extractor: raw-1 and inception-77.*same data and extractor") as raised:
+        one.check(one._replace(extractor="inception-77"))
+    assert "data:" not in str(raised.value)
+
+
+def test_scores_of_the_law_itself_and_of_another(tmp_path: Path) -> None:
+    """The interval of the first holds the truth; the second is far; its number is in the JSON."""
+    against = reference(data(count=4000), "train", Counting(data().card), cache=tmp_path)
+    same = score(drawn(2000), against)
+    far = score(drawn(2000) + 1.0, against)
+    found = same.estimates["frechet"]
+    assert found.low < 6 / 3000 * 4 and abs(found.value) < 0.05 and found.raw > found.value
+    assert far.estimates["frechet"].low > 5.0 and far.estimates["kernel"].low > 0.5 > same.estimates["kernel"].value
+    assert same.figures["precision"] > 0.95 > 0.9 > far.figures["precision"]
+    told = json.loads(json.dumps(same.to_dict()))
+    assert told["frechet"]["value"] == found.value and told["warnings"] == [] and told["frechet"]["samples"] == 2000
+
+
+def test_few_samples_are_said_to_be_few(tmp_path: Path) -> None:
+    """With the size of the bias."""
+    against = reference(data(), "train", Counting(data().card), cache=tmp_path)
+    (line,) = score(drawn(50), against).warnings
+    assert "50 samples for vectors of 6 numbers" in line and "too large" in line
+    with pytest.raises(DataError, match="got 12; a Frechet distance with an interval needs at least 40"):
+        score(drawn(12), against)
+
+
+def test_copies_are_told_and_new_samples_are_not(tmp_path: Path) -> None:
+    """Against held-out data of the same protocol only."""
+    one, extractor = data(), Counting(data().card)
+    train, held = (reference(one, kind, extractor, cache=tmp_path) for kind in ("train", "held out"))
+    copied = score(train.features[:200] + 0.01 * drawn(200), train, held_out=held)
+    assert copied.copies is not None and copied.copies.found and any("memory: 100.0 %" in line for line in copied.warnings)
+    fresh = score(drawn(200), train, held_out=held)
+    assert fresh.copies is not None and not fresh.copies.found and not any("memory" in line for line in fresh.warnings)
+    other = Reference(held.protocol._replace(data="other"), held.features)
+    with pytest.raises(ConfigError, match="do not compare"):
+        score(drawn(200), train, held_out=other)
+
+
+def test_statistics_of_other_tools_are_read(tmp_path: Path) -> None:
+    """As exact moments; anything else is refused with the reason."""
+    mean, cov = np.arange(6.0), np.diag(np.arange(1.0, 7.0))
+    np.savez(tmp_path / "good.npz", mu=mean, sigma=cov)
+    theirs = foreign_statistics(tmp_path / "good.npz", 6)
+    assert frechet(theirs, Moments.given(torch.from_numpy(mean), torch.from_numpy(cov))) == pytest.approx(0.0, abs=1e-9)
+    found = score(drawn(400), theirs)
+    assert set(found.estimates) == {"frechet"} and found.copies is None
+    np.savez(tmp_path / "short.npz", mu=mean[:3], sigma=cov[:3, :3])
+    np.savez(tmp_path / "nan.npz", mu=mean * np.nan, sigma=cov)
+    np.savez(tmp_path / "other.npz", x=mean)
+    (tmp_path / "text.npz").write_text("<html>")
+    words = {
+        "short": "makes vectors of 6",
+        "nan": "not finite",
+        "other": "holds no mu and sigma",
+        "text": "holds no mu",
+        "none": "holds no mu",
+    }
+    for name, what in words.items():
+        with pytest.raises(ConfigError, match=what):
+            foreign_statistics(tmp_path / f"{name}.npz", 6)
+
+
+def test_samples_that_are_not_finite_are_not_scored() -> None:
+    """How many, and what may help."""
+    x = drawn(50)
+    x[7, 3] = float("nan")
+    with pytest.raises(DataError, match="1 of 50 are not finite.*clipping"):
+        features_and_logits(Raw(data().card), x)
+    features, logits = features_and_logits(Raw(data().card), drawn(50))
+    assert features.shape == (50, 6) and logits is None
+    with pytest.raises(DataError, match="vectors of 6 numbers, the reference has 4"):
+        score(features, Moments.given(torch.zeros(4), torch.eye(4)))
+
+
+def test_a_classifier_gives_an_inception_score(tmp_path: Path) -> None:
+    """Of its logits."""
+
+    class Sure(Raw):
+        def logits(self, samples: torch.Tensor) -> torch.Tensor:
+            return torch.eye(5)[torch.arange(len(samples)) % 5] * 50
+
+    extractor: Extractor = Sure(data().card)
+    against = reference(data(), "train", extractor, cache=tmp_path)
+    features, logits = features_and_logits(extractor, drawn(100))
+    assert score(features, against, logits=logits).estimates["inception_score"].value == pytest.approx(5.0, rel=1e-6)
