@@ -13,69 +13,49 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from ceiling import machine
-from clock import interleaved, ratio
-from speed_unet import SHAPE, ours_and_peers, sizes
+from clock import Action, interleaved, ratio
+from speed_unet import SHAPE, fused, ours_and_peers, sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.objective import Denoising, Draws
 from ddpm.sampling import DDIM, sample
-from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.machine import executed
 
 WARM = 3
 
 
-def our_step(denoiser: NetworkDenoiser, x0: Tensor) -> Callable[[], object]:
-    """Loss, clipping, fused AdamW and weight average; no number comes to the host."""
-    loss_of, ema = Denoising().build(), PowerEMA(denoiser, 0.05)
-    parameters = list(denoiser.train().parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
-    done = 0
+def our_step(denoiser: NetworkDenoiser, x0: Tensor) -> Action:
+    """This package's whole step, its noise drawn on the device."""
+    loss_of = Denoising().build()
 
-    def step() -> None:
-        nonlocal done
+    def loss(done: int) -> Tensor:
         eps = torch.randn_like(x0)
         with torch.autocast(x0.device.type, torch.bfloat16):
-            loss = loss_of(denoiser, x0, None, Draws(torch.rand(len(x0), dtype=torch.float64), eps, eps)).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        done += 1
-        ema.update(denoiser, done)
+            return loss_of(denoiser, x0, None, Draws(torch.rand(len(x0), dtype=torch.float64), eps, eps)).mean()
 
-    return step
+    return fused(denoiser, loss)
 
 
-def their_step(model: nn.Module, x0: Tensor) -> Callable[[], object]:
+def their_step(model: nn.Module, x0: Tensor) -> Action:
     """The same step around another network."""
-    parameters, ema, done = list(model.train().parameters()), PowerEMA(model, 0.05), 0
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
-    def step() -> None:
-        nonlocal done
+    def loss(done: int) -> Tensor:
         noise, times = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),), device=x0.device)
         with torch.autocast(x0.device.type, torch.bfloat16):
             predicted = model(0.7 * x0 + 0.7 * noise, times).sample
-        F.mse_loss(predicted.float(), noise).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        done += 1
-        ema.update(model, done)
+        return F.mse_loss(predicted.float(), noise)
 
-    return step
+    return fused(model, loss)
 
 
-def synchronous(action: Callable[[], object], device: torch.device, repeats: int) -> Callable[[], object]:
+def synchronous(action: Action, device: torch.device, repeats: int) -> Action:
     """So many calls, then waiting for the device."""
 
     def run() -> None:
@@ -107,7 +87,7 @@ def measured(stack: ExitStack) -> int:
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
     x0 = torch.rand(args.batch, *SHAPE, device=device) * 2 - 1
-    actions: dict[str, Callable[[], object]] = {}
+    actions: dict[str, Action] = {}
     denoisers: dict[str, NetworkDenoiser] = {}
     for mode in ("none",) if args.eager else ("none", "default"):
         denoiser, peers = ours_and_peers()

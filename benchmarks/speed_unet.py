@@ -102,53 +102,61 @@ def sizes(call: Network, shape: tuple[int, ...] = SHAPE) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def our_step(denoiser: NetworkDenoiser, x0: Tensor, precision: str = "bf16") -> Action:
-    """A training step of this package: its loss, clipping, fused AdamW, its weight average."""
-    loss_of, ema = Denoising().build(), PowerEMA(denoiser, 0.05)
-    parameters = list(denoiser.train().parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
-    done = 0
+def stepping(
+    module: nn.Module, loss: Callable[[int], Tensor], optimizer: torch.optim.Optimizer, average: Callable[[int], object]
+) -> Action:
+    """A training step: the loss after so many steps, its gradient clipped, the optimizer, the weight average."""
+    parameters, done = list(module.train().parameters()), 0
 
     def step() -> None:
         nonlocal done
-        stream = generator(0, "noise", 0, done)
-        eps = torch.from_numpy(stream.standard_normal(x0.shape, dtype="float32"))
-        draws = Draws(torch.from_numpy(stream.random(len(x0))), eps, eps)
-        with lowered(precision):
-            loss = loss_of(denoiser, x0, None, draws).mean()
-        loss.backward()
+        loss(done).backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done += 1
-        ema.update(denoiser, done)
+        average(done)
 
     return step
+
+
+def fused(module: nn.Module, loss: Callable[[int], Tensor]) -> Action:
+    """A step with this package's optimizer and weight average."""
+    ema = PowerEMA(module, 0.05)
+    return stepping(module, loss, torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True), lambda done: ema.update(module, done))
+
+
+def our_step(denoiser: NetworkDenoiser, x0: Tensor, precision: str = "bf16") -> Action:
+    """A training step of this package."""
+    loss_of = Denoising().build()
+
+    def loss(done: int) -> Tensor:
+        stream = generator(0, "noise", 0, done)
+        eps = torch.from_numpy(stream.standard_normal(x0.shape, dtype="float32"))
+        with lowered(precision):
+            return loss_of(denoiser, x0, None, Draws(torch.from_numpy(stream.random(len(x0))), eps, eps)).mean()
+
+    return fused(denoiser, loss)
 
 
 def their_step(peer: Peer, x0: Tensor) -> Action:
     """A training step as diffusers' unconditional script takes it; a tuned one has the fused optimizer and the batched average."""
     diffusers = library("diffusers")
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    parameters = list(peer.module.train().parameters())
+    parameters = list(peer.module.parameters())
     average = diffusers.training_utils.EMAModel(
         parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=peer.tuned
     )
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=peer.tuned)
 
-    def step() -> None:
-        noise = torch.randn_like(x0)
-        times = torch.randint(0, 1000, (len(x0),))
+    def loss(done: int) -> Tensor:
+        noise, times = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
         noisy = scheduler.add_noise(x0, noise, times)
         with lowered(peer.precision):
             predicted = peer.call(noisy, times.float())
-        F.mse_loss(predicted.float(), noise).backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.step(parameters)
+        return F.mse_loss(predicted.float(), noise)
 
-    return step
+    return stepping(peer.module, loss, optimizer, lambda done: average.step(parameters))
 
 
 def forward(call: Network, x: Tensor, t: Tensor, precision: str) -> Action:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddpm.data.cache import folder
@@ -23,6 +23,7 @@ from ddpm.data.dataset import Dataset, Rows
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.extractors.extractor import Extractor, digest
 from ddpm.metrics import Moments
+from ddpm.training.checkpoints.storage import replace_text
 
 BATCH = 512
 
@@ -80,9 +81,8 @@ def reference(
     found = Reference(protocol, features_of(dataset, rows, extractor, say))
     if card.fingerprint:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        save_file({"features": found.features.contiguous()}, aside, metadata={"protocol": json.dumps(protocol), "data": card.name})
-        aside.replace(path)
+        told = {"protocol": json.dumps(protocol), "data": card.name}
+        replace_text(path, save({"features": found.features.contiguous()}, metadata=told))
     return found
 
 

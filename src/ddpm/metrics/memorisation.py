@@ -1,7 +1,7 @@
 """Does a model copy its training data? Samples that are nearer to a training sample than data of the same law come by chance.
 
-The yardstick is how near held-out data, which the model has not seen, come to the training data: a sample that is nearer than all but
-`RATE` of them is called a copy, and so many by chance are none.
+The yardstick is how near held-out data, which the model has not seen, come to the training data: a sample nearer than all but `RATE` of
+them is called a copy. As many as that come by chance.
 
 Reference: the test of Meehan, Chaudhuri, Dasgupta 2020, arXiv 2004.05675, section 3 (three samples, ranks); Carlini et al. 2023,
 arXiv 2301.13188, section 5 (distance relative to other neighbours).

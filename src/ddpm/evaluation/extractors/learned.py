@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from ddpm.evaluation.extractors.extractor import Extractor, digest
 from ddpm.networks.classifier import build_classifier
 from ddpm.networks.config import MLPConfig, UNetConfig
 from ddpm.random import generator, torch_seed
+from ddpm.training.checkpoints.storage import replace_text
 
 DIM = 64
 SIDE = 16
@@ -95,9 +96,7 @@ class Learned(Extractor):
         else:
             fit(encoder, dataset, codec, steps)
             path.parent.mkdir(parents=True, exist_ok=True)
-            being = path.with_suffix(".part")
-            save_file(encoder.state_dict(), being)
-            being.replace(path)
+            replace_text(path, save(encoder.state_dict()))
         return cls(encoder, codec, digest("own", VERSION, str(codec), *encoder.state_dict().values()))
 
     def embed(self, samples: Tensor) -> Tensor:
