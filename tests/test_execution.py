@@ -260,11 +260,14 @@ def test_waiting_threads_spin_for_a_while(given: dict[str, str], expected: str |
 
 
 def test_threads_follow_the_size_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All cores for a large one, two for a small one, what is asked for in any case."""
+    """All cores for a large one, two for a small one, what is asked for in any case, also by OMP_NUM_THREADS."""
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     found: list[int] = []
-    for asked, parameters in ((None, 10), (None, 10_000_000), (3, 10)):
+    for wanted, processes, asked, parameters in (
+        ("", "", None, 10), ("", "", None, 10_000_000), ("", "", 3, 10), ("5", "", None, 10), ("5", "", 3, 10), ("1", "2", None, 10_000_000)
+    ):  # fmt: skip
+        for name, value in {"OMP_NUM_THREADS": wanted, "LOCAL_WORLD_SIZE": processes}.items():
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
         choose("cpu", "fp32", asked, parameters)
         found.append(torch.get_num_threads())
-    assert found == [2, 8, 3]
+    assert found == [2, 8, 3, 5, 3, 4]

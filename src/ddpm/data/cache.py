@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
@@ -20,9 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import __version__ as pillow_version
 
+from ddpm.cache import folder
 from ddpm.data.dataset import Dataset
-from ddpm.data.demand import Files, FolderFiles, Names, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
+from ddpm.data.demand import Files, Names, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
 from ddpm.data.hub import HubFiles, hub_files
+from ddpm.data.lsun import FILE, files_of, is_lmdb
 from ddpm.data.ragged import allowance
 from ddpm.data.settings import DataSettings
 from ddpm.data.shard_arrays import ArrayDecoder
@@ -33,17 +34,6 @@ from ddpm.denoiser.card import Card
 from ddpm.errors import DDPMError
 
 _HEAD = b"ddpm data index 1\n"
-
-
-def folder() -> Path:
-    """Where indexes are kept."""
-    if named := os.environ.get("DDPM_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ddpm"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ddpm" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
 
 
 @dataclass(frozen=True)
@@ -124,7 +114,7 @@ class Index:
             names = Names(known["names"], known["ends"])
             files = TarFiles(self.root, self.stamps, known["shard"], known["offset"], known["size"], names)
         elif "names" in known:
-            files = FolderFiles(self.root, Names(known["names"], known["ends"]))
+            files = files_of(self.root, Names(known["names"], known["ends"]))
         else:
             files = HubFiles.of(settings.data)
         decoder = ArrayDecoder(settings.layout) if about["decoder"] is None else PictureDecoder(settings, *about["decoder"])
@@ -150,6 +140,8 @@ def _source(settings: DataSettings) -> tuple[str, Path, list[Stamp]] | None:
     if (shards := find_shards(settings.data)) is not None:
         return "shards", shards.root, shards.stamps
     path = Path(settings.data).expanduser()
+    if is_lmdb(path):
+        return "lmdb", path, [stamp(path, FILE)]
     if path.is_dir():
         return "folder", path, [stamp(path, name) for name, _ in listed(path)]
     return ("tar", path.parent, [stamp(path.parent, path.name)]) if path.name.lower().endswith(".tar") and path.is_file() else None

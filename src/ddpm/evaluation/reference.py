@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ddpm.data.cache import folder
+from ddpm.cache import folder
 from ddpm.data.dataset import Dataset, Rows
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.extractors.extractor import Extractor, digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.errors import ConfigError
+from ddpm.networks import fused
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -33,7 +34,7 @@ class Part(nn.Module):
     plain: bool = False
     again: bool = False
 
-    def __call__(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         """The part's forward; with `again` nothing inside it is kept for the gradient, but computed once more when that is asked for."""
         if self.again and not self.plain and torch.is_grad_enabled():
             return checkpoint(partial(super().__call__, **named), *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
@@ -113,28 +114,34 @@ def start(layer: Layer, zero: bool) -> Layer:
     return layer
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm of contiguous tensors wherever torch's own is slow on a CPU's channels-last ones: few channels a group, small pictures."""
+class GroupNorm(Part, nn.GroupNorm):
+    """swish(norm(x + shift)), the shift and the swish where wanted.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, *axes); returns the same shape and layout."""
-        if x.ndim != 4 or x.device.type != "cpu" or x.is_contiguous() or x.shape[1] // self.num_groups >= WIDE or x[0, 0].numel() >= LARGE:
-            return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+    The fast way is one function of our own, `fused.norm_swish`. Where it does not fit, channels-last tensors on a CPU are made contiguous
+    wherever torch's own norm is slow on them: few channels a group, small pictures.
+    """
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, *, swish: bool = False) -> Tensor:
+        """x (B, C, *axes), shift (B, C); returns the same shape and layout. With a shift x may be overwritten."""
+        if not self.plain and fused.fits(self, x):
+            return fused.norm_swish(self, x, shift, swish)
+        if shift is not None:
+            x = x + spread(shift, x) if self.plain else x.add_(spread(shift, x))
+        slow = x.ndim == 4 and x.device.type == "cpu" and not x.is_contiguous() and self.num_channels // self.num_groups < WIDE
+        if slow and x[0, 0].numel() < LARGE:
+            h = super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        else:
+            h = super().forward(x)
+        return F.silu(h, inplace=not self.plain and not h.requires_grad) if swish else h
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int) -> GroupNorm:
     """Group norm with at most `groups` groups: the most that divide `channels` and leave 4 or more in each; one group if none do.
 
     A group of one channel would subtract the time embedding that has just been added to it.
     """
     fitting = [count for count in range(1, groups + 1) if channels % count == 0 and channels // count >= 4]
     return GroupNorm(max(fitting, default=1), channels, eps=1e-6)
-
-
-def swish(x: Tensor, plain: bool) -> Tensor:
-    """x sigmoid(x) of a tensor nobody else needs: the fast way writes over it where no gradient is wanted."""
-    return F.silu(x, inplace=not plain and not x.requires_grad)
 
 
 def spread(embedding: Tensor, like: Tensor) -> Tensor:
@@ -224,17 +231,17 @@ class ResidualBlock(Part):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, inputs, *axes), emb (B, width); returns (B, outputs, *axes), resized where asked."""
-        h = swish(self.norm1(x), self.plain)
+        h = self.norm1(x, swish=True)
         if self.resize is not None:
             h, x = self.resize(h), self.resize(x)
-        h = self.conv1(h)
-        shift = spread(self.project(emb), h)
+        h, projected = self.conv1(h), self.project(emb)
         if self.film:
-            scale, shift = shift.chunk(2, dim=1)
+            scale, shift = spread(projected, h).chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+            h = F.silu(h, inplace=not self.plain and not h.requires_grad)
         else:
-            h = self.norm2(self.plus(h, shift))
-        h = self.conv2(F.dropout(swish(h, self.plain), self.dropout, self.training))
+            h = self.norm2(h, projected, swish=True)
+        h = self.conv2(F.dropout(h, self.dropout, self.training))
         return self.plus(h, x if self.shortcut is None else self.shortcut(x))
 
     def plus(self, h: Tensor, other: Tensor) -> Tensor:

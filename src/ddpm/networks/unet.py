@@ -53,7 +53,7 @@ class UNet(nn.Module):
     Reference: Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B.
     """
 
-    layout: torch.memory_format = torch.contiguous_format  # of pictures; channels last is quicker without gradients, slower with them
+    layout: torch.memory_format = torch.contiguous_format  # of pictures
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...], out: int, cond: CondSpec) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class UNet(nn.Module):
         h = self.middle(skips[-1], emb)
         for level in reversed(self.up):
             h = level(h, emb, skips)[-1]
-        return self.head(F.silu(self.norm(h))).to(x.dtype)
+        return self.head(self.norm(h, swish=True)).to(x.dtype)
 
     def _check(self, x: Tensor, c_noise: Tensor) -> None:
         factor = 2 ** (len(self.config.mults) - 1)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ddpm.data.cache import folder
+from ddpm.cache import folder
 from ddpm.denoiser.serving import HasLayout
 from ddpm.errors import ConfigError
+from ddpm.networks import fused
 from ddpm.networks.blocks import checkpoint_activations, uncompiled
 
 LARGE = 5_000_000  # parameters from which bfloat16 and more threads than a few pay on a CPU
@@ -58,12 +59,15 @@ def device_of(device: str) -> str:
 def choose(device: str, precision: str, threads: int | None, parameters: int) -> Machine:
     """Resolve "auto" for a network of so many parameters, and set the number of CPU threads.
 
-    A small network on a CPU runs in float32 (the casts to bfloat16 cost what they save) and, where no number is asked for, on at most
-    `FEW` threads. Raises ConfigError for a device that is not there.
+    A small network on a CPU runs in float32 (the casts to bfloat16 cost what they save) and, where no number is asked for, here or by
+    OMP_NUM_THREADS, on at most `FEW` threads. Raises ConfigError for a device that is not there.
     """
     device, large = device_of(device), parameters > LARGE
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # processes of one machine share its cores
+    sharing, wanted = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("OMP_NUM_THREADS", "")
+    cores = max(1, cores // int(sharing or "1"))  # processes of one machine share its cores
+    if wanted.isdecimal() and not sharing:  # torchrun sets it to 1, whatever there is
+        threads = threads or int(wanted)
     torch.set_num_threads(threads or (cores if large or device != "cpu" else min(cores, FEW)))
     if precision != "auto":
         return Machine(torch.device(device), precision, "asked for")
@@ -92,8 +96,8 @@ def check_compiler(mode: str, device: torch.device) -> None:
 
 @contextmanager
 def executed(network: nn.Module, mode: str, device: torch.device, *, checkpointing: bool = False) -> Generator[None]:
-    """Within this context torch.compile translates the network's calls when they first come, unless the mode is "none", and with
-    `checkpointing` its blocks are computed twice; afterwards the network runs as it did before.
+    """Within this context torch.compile translates the network's calls when they first come, unless the mode is "none", pictures are laid
+    out as is quickest, and with `checkpointing` blocks are computed twice; afterwards the network runs as it did before.
 
     What is translated is kept in this package's folder for caches, so that a later run starts sooner, unless TORCHINDUCTOR_CACHE_DIR names
     another, or the folder cannot be written. Raises ConfigError as `check_compiler`.
@@ -103,10 +107,10 @@ def executed(network: nn.Module, mode: str, device: torch.device, *, checkpointi
     checkpoint_activations(network, checkpointing)
     with uncompiled(network):
         try:
+            if isinstance(network, HasLayout) and _wants_channels_last(device, mode != "none"):
+                network.layout = torch.channels_last
             if mode != "none":
                 _keep_translations()
-                if device.type == "cuda" and isinstance(network, HasLayout):
-                    network.layout = torch.channels_last  # tensor cores want it; torch's slow group norm in it is translated too
                 network.compile(mode=mode)
             yield
         finally:
@@ -114,6 +118,11 @@ def executed(network: nn.Module, mode: str, device: torch.device, *, checkpointi
             if isinstance(network, HasLayout) and layout is not None:
                 network.layout = layout
             checkpoint_activations(network, False)
+
+
+def _wants_channels_last(device: torch.device, compiled: bool) -> bool:
+    """Whether pictures go channels last: products are quicker so, torch's own group norm slower, unless it is translated or replaced."""
+    return (device.type == "cuda" and compiled) or (device.type == "cpu" and not compiled and fused.library() is not None)
 
 
 def _keep_translations() -> None:

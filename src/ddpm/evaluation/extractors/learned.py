@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm.data.cache import folder
+from ddpm.cache import folder
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Codec
 from ddpm.errors import ConfigError

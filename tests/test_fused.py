@@ -1,0 +1,175 @@
+"""Group norm with swish in one pass: what torch's operators say, and given up where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddpm.networks import UNetConfig, fused
+from ddpm.networks.blocks import GroupNorm, reference
+from ddpm.training.machine import executed
+
+HERE = fused.library() is not None
+needs_compiler = pytest.mark.skipif(not HERE, reason="no C++ compiler that makes norm.cpp on this machine")
+EPS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def case(channels: int, groups: int, size: int, dtype: torch.dtype, mean: float = 0.0) -> tuple[GroupNorm, list[Tensor], Tensor]:
+    """A norm with weights, (x, shift), and the gradient that comes back."""
+    generator = torch.Generator().manual_seed(channels + size)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    norm = GroupNorm(groups, channels, eps=1e-6)
+    with torch.no_grad():
+        norm.weight.copy_(draw(channels))
+        norm.bias.copy_(draw(channels))
+    shape = (3, channels, size, size + 1)
+    x, dy = ((draw(*shape) + offset).to(dtype).contiguous(memory_format=torch.channels_last) for offset in (mean, 0.0))
+    return norm, [x, draw(3, channels).to(dtype)], dy
+
+
+def exact(norm: nn.GroupNorm, given: list[Tensor], dy: Tensor, swish: bool) -> list[Tensor]:
+    """Value and gradients by torch's operators in float64."""
+    x, *shifts = (tensor.detach().double().requires_grad_() for tensor in given)
+    weight, bias = (tensor.detach().double().requires_grad_() for tensor in (norm.weight, norm.bias))
+    shifted = x + shifts[0][:, :, None, None] if shifts else x
+    y = F.group_norm(shifted, norm.num_groups, weight, bias, norm.eps)
+    y = F.silu(y) if swish else y
+    return [y.detach(), *torch.autograd.grad(y, [x, *shifts, weight, bias], dy.double())]
+
+
+def ours(norm: GroupNorm, given: list[Tensor], dy: Tensor, swish: bool) -> list[Tensor]:
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+    assert fused.fits(norm, leaves[0])
+    y = norm(*leaves, swish=swish)
+    return [y.detach(), *torch.autograd.grad(y, [*leaves, norm.weight, norm.bias], dy)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("swish", [True, False])
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize(("channels", "groups", "size"), [(32, 8, 8), (20, 4, 3), (36, 3, 5), (7, 1, 2), (128, 32, 20), (96, 1, 4)])
+def test_values_and_gradients(channels: int, groups: int, size: int, shifted: bool, swish: bool, dtype: torch.dtype) -> None:
+    """Sizes with and without a rest of lanes, of positions, and of channels beyond a whole unit."""
+    norm, given, dy = case(channels, groups, size, dtype)
+    given = given[: 1 + shifted]
+    found, wanted = ours(norm, given, dy, swish), exact(norm, given, dy, swish)
+    assert found[0].is_contiguous(memory_format=torch.channels_last) and all(one.dtype == dtype for one in found[: 2 + shifted])
+    for one, two in zip(found, wanted, strict=True):
+        assert (one.double() - two).abs().max() <= EPS[dtype] * two.abs().max()
+
+
+@needs_compiler
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    """Sums of squares would lose all of them: 1000^2 against a variance of 1."""
+    norm, given, dy = case(64, 16, 20, torch.float32, mean=1000.0)
+    for one, two in zip(ours(norm, given[:1], dy, True), exact(norm, given[:1], dy, True), strict=True):
+        assert (one.double() - two).abs().max() <= 1e-3 * two.abs().max()  # x itself has no more
+
+
+@needs_compiler
+def test_extremes_are_exact_and_what_is_no_number_stays_in_its_sample() -> None:
+    norm, (x, _), _ = case(32, 8, 4, torch.float32)
+    nn.init.constant_(norm.requires_grad_(False).weight, 1e4)
+    y = norm(x, swish=True)
+    assert bool(y.isfinite().all()) and float(y.max()) > 1e3 and float(y.min()) > -0.2785  # the least value of swish
+    for bad in (torch.nan, torch.inf):
+        x[1, 3, 2, 2] = bad
+        y = norm(x.bfloat16().contiguous(memory_format=torch.channels_last), swish=True)
+        assert bool(y[1, :4].isnan().all()) and bool(y[[0, 2]].isfinite().all()) and bool(y[1, 4:].isfinite().all())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(dtype: torch.dtype) -> None:
+    norm, given, dy = case(128, 32, 12, dtype)
+    torch.set_num_threads(1)
+    one = ours(norm, given, dy, True)
+    torch.set_num_threads(3)
+    three = ours(norm, given, dy, True)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    alone = ours(norm, [tensor[1:2] for tensor in given], dy[1:2], True)
+    assert all(torch.equal(a, b[1:2]) for a, b in zip(alone[:3], one[:3], strict=True))
+
+
+@needs_compiler
+def test_other_tensors_go_the_ordinary_way() -> None:
+    norm, (x, shift), _ = case(32, 8, 4, torch.float32)
+    norm.requires_grad_(False)
+    assert fused.fits(norm, x)
+    for other in (x.contiguous(), x.double(), x[0], x.to("meta"), nn.Parameter(x), x[:, :, :, 1:]):
+        assert not fused.fits(norm, other)
+    assert not fused.fits(norm.double(), x)
+    norm.float()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(norm(dual, swish=True)).tangent
+    through = torch.func.jvp(lambda x: norm(x, swish=True), (x,), (torch.ones_like(x),))[1]
+    assert tangent is not None and float(tangent.abs().max()) < 1e-4  # a constant added to all of x changes nothing
+    torch.testing.assert_close(through, tangent)
+    plain, fast = x.clone(), norm(x, shift, swish=True)
+    with reference(norm):
+        torch.testing.assert_close(norm(plain, shift, swish=True), fast, rtol=1e-4, atol=1e-5)
+    assert torch.equal(plain, x)
+
+
+@needs_compiler
+def test_second_derivatives_are_refused_and_not_wrong() -> None:
+    norm, (x, _), _ = case(32, 8, 4, torch.float32)
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(norm(x, swish=True).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize("broken", ["missing", "failing"])
+def test_without_a_compiler_everything_works(broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler" if broken == "missing" else "false")
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    fused.library.cache_clear()
+    try:
+        assert fused.library() is None
+        network = UNetConfig(channels=16, mults=(1, 2), blocks=1).build((1, 8, 8))
+        with executed(network, "none", torch.device("cpu")):
+            assert network.layout == torch.contiguous_format
+        norm, given, dy = case(32, 8, 4, torch.float32)
+        x = given[0].clone().requires_grad_()
+        found = torch.autograd.grad(norm(x, swish=True), x, dy)[0]
+    finally:
+        monkeypatch.undo()
+        fused.library.cache_clear()
+    assert (found.double() - exact(norm, given[:1], dy, True)[1]).abs().max() < 1e-4
+
+
+@needs_compiler
+def test_training_goes_channels_last_and_says_the_same() -> None:
+    torch.manual_seed(0)
+    network = UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(1,), dropout=0.0, zero_init=False).build((1, 8, 8))
+    x, t = torch.randn(4, 1, 8, 8), torch.rand(4)
+
+    def gradients() -> list[Tensor]:
+        y = network(x, t)
+        return [y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))]
+
+    with reference(network):
+        plain = gradients()
+    with executed(network, "none", torch.device("cpu")):
+        assert network.layout == torch.channels_last
+        fast = gradients()
+    assert network.layout == torch.contiguous_format
+    for one, two in zip(fast, plain, strict=True):
+        assert (one - two).abs().max() <= 1e-4 * two.abs().max() + 1e-5
