@@ -88,11 +88,11 @@ def test_the_usual_folder_is_continued_by_the_same_call_only(run: Path, monkeypa
         stop_at(patch, 1, KeyboardInterrupt())
         assert main(words) == 130
     assert main([*words, "--weights", "raw"]) == 0
-    assert len(files(run / "samples" / "seed-7-2")) == 11 and (run / "samples" / "seed-7" / UNFINISHED).is_dir()
+    assert len(files(run / "samples" / "seed-7-2")) == 12 and (run / "samples" / "seed-7" / UNFINISHED).is_dir()
     assert main(words) == 0
-    assert len(files(run / "samples" / "seed-7")) == 11 and not (run / "samples" / "seed-7-3").exists()
+    assert len(files(run / "samples" / "seed-7")) == 12 and not (run / "samples" / "seed-7-3").exists()
     assert main(words) == 0
-    assert len(files(run / "samples" / "seed-7-3")) == 11, "a call that has ended is not continued"
+    assert len(files(run / "samples" / "seed-7-3")) == 12, "a call that has ended is not continued"
 
 
 KILLED = """
@@ -127,7 +127,7 @@ def test_a_real_signal(number: signal.Signals, run: Path, tmp_path: Path) -> Non
     for path in (tmp_path / "out").glob("*.png"):
         with Image.open(path) as picture:
             picture.load()
-    assert main(words) == 0 and len(files(tmp_path / "out")) == 11
+    assert main(words) == 0 and len(files(tmp_path / "out")) == 12
 
 
 def test_where_samples_go(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_sample_short_of_memory(
     advice = said.strip().splitlines()[-1].split(": ", 1)[1]
     assert advice == f"ddpm sample {run} --n 10 --steps 3 --out {tmp_path / 'out'} --batch 2"
     assert main([*advice.split()[1:-3], str(tmp_path / "new"), *advice.split()[-2:]]) == 0, "the process is as good as before"
-    assert len(files(tmp_path / "new")) == 11
+    assert len(files(tmp_path / "new")) == 12
 
 
 def test_train_short_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,8 @@ COMMANDS = {
     "ema": "find the length of the weight average that suits a trained model best, and use it",
     "classifier": "train the classifier of a run that `ddpm sample --guidance-kind classifier` follows",
     "likelihood": "how probable data are under a trained model: bits per dimension, by three routes",
+    "evaluate": "score a trained model against its data, with error bars, and write a report",
+    "compare": "rank runs by their reports, and say which differences are more than chance",
     "merge": "put a checkpoint together that many processes wrote in parts",
     "schedule": "write the noise schedule a run has learned, to train other models with it",
     "inspect": "show what is in a data set, before training on it",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -17,6 +19,8 @@ from ddpm.training.checkpoints import storage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MANIFEST = "manifest.json"
+SUFFIXES = (".png", ".npz", ".zip", ".tar")
 UNFINISHED = ".unfinished"  # beside the samples until the call has ended: what was asked for, and the batches drawn so far
 
 
@@ -58,27 +62,64 @@ class Drawn:
     @property
     def samples(self) -> int:
         """How many samples of this call have been drawn and written."""
-        import numpy as np
+        return sum(map(len, self.parts())) if self._begun() else 0
 
-        if not self._begun():
-            return 0
-        return sum(len(np.load(path, mmap_mode="r", allow_pickle=False)) for path in self._files())
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return next(self.parts()).shape[1:]
+
+    def _place(self, first: int) -> Path:
+        return self._parts / f"from-{first:09d}.npy"
+
+    def has(self, first: int) -> bool:
+        """Whether the batch that begins with sample number `first` is there."""
+        return self._begun() and self._place(first).is_file()
 
     def add(self, first: int, samples: NDArray[Any]) -> None:
         """Keep the batch that begins with sample number `first`. Raises: OSError."""
         import numpy as np
 
-        path = self._parts / f"from-{first:09d}.npy"
+        path = self._place(first)
         aside = path.with_suffix(".tmp")
         with aside.open("wb") as file:
             np.save(file, samples, allow_pickle=False)
         aside.replace(path)
 
+    def parts(self) -> Iterator[NDArray[Any]]:
+        """The batches, in order, read from their files when they are used. Raises: OSError."""
+        import numpy as np
+
+        return (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._files())
+
     def all(self) -> NDArray[Any]:
         """Every sample, in order. Raises: OSError."""
         import numpy as np
 
-        return np.concatenate([np.load(path, allow_pickle=False) for path in self._files()])
+        return np.concatenate(list(self.parts()))
+
+    def some(self, numbers: Sequence[int]) -> NDArray[Any]:
+        """The samples of these rising numbers. Raises: OSError."""
+        import numpy as np
+
+        wanted, found, first = np.asarray(numbers), [], 0
+        for part in self.parts():
+            here = wanted[(wanted >= first) & (wanted < first + len(part))] - first
+            found.append(part[here])
+            first += len(part)
+        return np.concatenate(found)
+
+    def wait(self, wanted: int, seconds: float = 0.2) -> None:
+        """Until the other processes have drawn their shares; torchrun ends this one where one of them fails."""
+        while self.samples < wanted:
+            time.sleep(seconds)
+
+    def describe(self, what: Mapping[str, Any]) -> Path:
+        """manifest.json: what was asked for, and the SHA-256 of every file, so that a copy can be checked. Raises: OSError."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and UNFINISHED not in path.parts and path.name != MANIFEST)
+        sums = {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        storage.replace_text(self.folder / MANIFEST, json.dumps({**what, "files": sums}, indent=1) + "\n")
+        return self.folder / MANIFEST
 
     def end(self) -> None:
         """The samples are written out: the batches may go."""
@@ -99,6 +140,11 @@ class Drawn:
         return f"wrote {done} of {wanted} in {self.folder}; the same command continues"
 
 
+def rank() -> tuple[int, int]:
+    """Number of this process and how many there are, as torchrun says: (0, 1) alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def free_folder(asked: Path | None, usual: Path) -> Path:
     """Where samples go, never among those of another call: the folder asked for, refused where it holds samples, or the next free usual
     one.
@@ -115,7 +161,8 @@ def _places(asked: Path | None, usual: Path) -> Iterator[Path]:
 
 
 def _taken(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix in (".png", ".npz") or path.name == UNFINISHED for path in folder.rglob("*"))
+    names = (UNFINISHED, "report.json")
+    return folder.is_dir() and any(path.suffix in SUFFIXES or path.name in names for path in folder.rglob("*"))
 
 
 def _refusal(asked: Path | None) -> ConfigError:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddpm.cli.drawing import FAMILIES
 from ddpm.cli.drawn import free_folder
-from ddpm.cli.sample import FAMILIES
 from ddpm.cli.starting import encoded, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from ddpm.process import Grid, LogSNR, Process
 from ddpm.sampling import Multistep, steps_for
 
 if TYPE_CHECKING:
+    from ddpm.cli.drawing import How
     from ddpm.cli.guiding import Guiding
-    from ddpm.cli.sample import SampleConfig
+    from ddpm.cli.starting import Starting
 
 AUTO = Preset("auto", Multistep())
 """What `--sampler auto` takes where nothing was tuned: dpm++2m on a grid even in log-SNR, `AUTO_CALLS` calls.
@@ -27,8 +29,13 @@ AUTO_CALLS = 20
 
 def asked_for_auto(layer: Layer) -> bool:
     """Whether `--sampler auto` was typed."""
-    named = layer.values.get("sampler", {}).get("name")
+    named = typed_of(layer).get("sampler", {}).get("name")
     return isinstance(named, Typed) and plain(named.value) == plain(AUTO.name)
+
+
+def typed_of(layer: Layer) -> Mapping[str, Any]:
+    """What was typed of `How`."""
+    return layer.values.get("how", {})
 
 
 def guiding_key(guide: Guiding) -> dict[str, Any]:
@@ -42,20 +49,20 @@ def guiding_key(guide: Guiding) -> dict[str, Any]:
     return key | ({"rescale": guide.rescale} if guide.rescale else {})
 
 
-def settle(config: SampleConfig, layer: Layer, run: str, process: Process) -> tuple[SampleConfig, str]:
+def settle(config: How, start: Starting, layer: Layer, run: str, process: Process) -> tuple[How, str]:
     """The request with sampler, steps and grid decided, and a word for the last line on where they come from.
 
     `--sampler`, `--steps` and `--grid` win over sampling.json; without them, or with `--sampler auto`, the run's tuned sampler is taken
     where there is one for this guidance, these weights and this many calls. Raises ConfigError for an nfe below what the sampler needs.
     """
     auto = asked_for_auto(layer)
-    open_to_tuned = (auto or "sampler" not in layer.values) and config.steps is None and config.grid is None and config.start.source is None
+    open_to_tuned = (auto or "sampler" not in typed_of(layer)) and config.steps is None and config.grid is None and start.source is None
     if open_to_tuned:
         found = _tuned(config, run)
         if found is not None:
             return found, ", tuned for this model (sampling.json)"
     if auto:
-        steps = config.steps or steps_for(config.sampler, config.nfe or _calls(config, process))
+        steps = config.steps or steps_for(config.sampler, config.nfe or _calls(start, process))
         grid = config.grid or _even(process, steps)
         return replace(config, steps=steps, nfe=None, grid=grid), f", chosen by auto (ddpm tune {run} finds better for this model)"
     if config.nfe is not None:
@@ -63,7 +70,7 @@ def settle(config: SampleConfig, layer: Layer, run: str, process: Process) -> tu
     return config, ""
 
 
-def _tuned(config: SampleConfig, run: str) -> SampleConfig | None:
+def _tuned(config: How, run: str) -> How | None:
     if not any((folder / "sampling.json").is_file() for folder in (Path(run), Path(run).resolve().parent)):
         return None  # spares reading the evaluation room
     from ddpm.evaluation import load_tuned
@@ -79,8 +86,8 @@ def _tuned(config: SampleConfig, run: str) -> SampleConfig | None:
     return replace(config, sampler=tuned.sampler, steps=tuned.steps, grid=tuned.grid, nfe=None, guide=guide)
 
 
-def _calls(config: SampleConfig, process: Process) -> int:
-    length = config.start.knots(process.schedule.T)
+def _calls(start: Starting, process: Process) -> int:
+    length = start.knots(process.schedule.T)
     return min(AUTO_CALLS, length or AUTO_CALLS)
 
 

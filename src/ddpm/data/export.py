@@ -77,18 +77,20 @@ def save_pngs(samples: NDArray[Any], limits: Range, folder: Path, labels: Sequen
     """
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise ConfigError(f"format: png takes pictures of 1 or 3 channels, these samples are {samples.shape[1:]}; use --format npz")
-    low, high = limits
-    deep = high - low > 255 and samples.shape[1] == 1 and np.issubdtype(samples.dtype, np.integer)
     paths: list[Path] = []
     for i, picture in enumerate(samples):
         place = folder / labels[i] if labels is not None else folder
-        if deep:
-            image = Image.fromarray(picture[0].astype(np.uint16))
-        else:
-            pixels = to_pixels(picture[None], limits)[0]
-            image = Image.fromarray(pixels[..., 0] if samples.shape[1] == 1 else pixels)
-        paths.append(save_picture(image, place / f"{first + i:06d}.png"))
+        paths.append(save_picture(picture_of(picture, limits), place / f"{first + i:06d}.png"))
     return paths
+
+
+def picture_of(sample: NDArray[Any], limits: Range) -> Image.Image:
+    """One sample (C, H, W) of 1 or 3 channels, as `save_pngs` writes it."""
+    low, high = limits
+    if high - low > 255 and sample.shape[0] == 1 and np.issubdtype(sample.dtype, np.integer):
+        return Image.fromarray(sample[0].astype(np.uint16))
+    pixels = to_pixels(sample[None], limits)[0]
+    return Image.fromarray(pixels[..., 0] if sample.shape[0] == 1 else pixels)
 
 
 def save_film(frames: Sequence[Image.Image], folder: Path, *, seconds: float = 4.0) -> list[Path]:

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.decode import Unreadable, strict_pillow
-from ddpm.data.demand import Files, FolderFiles, Names, Stamp, TarFiles, stamp
+from ddpm.data.demand import Files, Names, Stamp, TarFiles, stamp
 from ddpm.data.fit import Misfit
 from ddpm.data.found import Found
 from ddpm.data.labelling import label
+from ddpm.data.lsun import files_of
 from ddpm.data.names import is_labels, is_picture, natural, places
 from ddpm.data.ragged import Pile, allowance
 from ddpm.data.settings import DataSettings
@@ -69,7 +70,7 @@ def read_pictures(path: Path, settings: DataSettings, bad_files: Path | None = N
     scan = scan_pictures(members(path), settings, keep_labels=settings.labels is None, again=folder or tar)
     files: Files | None = None
     if scan.pile.forgotten:
-        files = FolderFiles(path, Names.of(scan.names)) if folder else tar_files(path.parent, stamps, scan)
+        files = files_of(path, Names.of(scan.names)) if folder else tar_files(path.parent, stamps, scan)
     return assemble(scan, path.name or str(path), settings, bad_files, files)
 
 

@@ -132,6 +132,10 @@ def _read(settings: DataSettings, bad_files: Path | None) -> Found:
         raise DataError(f"{name}: no such file or folder; --data takes digits, a folder, an archive, an array file, or hf:NAME")
     if path.is_file() and path.suffix in SUFFIXES:
         return _without_picture_settings(read_arrays(path, settings.layout), settings)
+    from ddpm.data.cifar import is_cifar, read_cifar
+
+    if is_cifar(path):
+        return _without_picture_settings(read_cifar(path), settings)
     if is_saved(path):
         return read_hub(name, settings, bad_files)
     from ddpm.data.pictures import read_pictures

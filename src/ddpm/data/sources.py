@@ -42,7 +42,9 @@ def members(path: Path) -> Iterator[Member]:
             size; more than 10^6 members; an archive that is damaged or of another kind.
     """
     if path.is_dir():
-        return _folder(path)
+        from ddpm.data.lsun import is_lmdb, lmdb_members
+
+        return lmdb_members(path) if is_lmdb(path) else _folder(path)
     name = path.name.lower()
     if name.endswith(".zip"):
         return _zip(path)

@@ -43,11 +43,13 @@ def score(
     logits: Tensor | None = None,
     held_out: Reference | None = None,
     train: bool = True,
+    alike: int = MOST,
 ) -> Scores:
     """Of feature vectors (N, D) of samples against a reference.
 
     held_out: features of data the model has not seen, for memorisation. train: the reference is of training data, of which samples could
-    be copies. DataError for vectors that are not finite, or too few.
+    be copies. alike: vectors on each side of what depends on their number, so that two calls compare. DataError for
+    vectors that are not finite, or too few.
     """
     count, dim = features.shape
     metric = Frechet(dim)
@@ -69,7 +71,7 @@ def score(
         some = against.features[_spread(len(against.features), MOST)]
         mine = features[:MOST]
         estimates["kernel"] = kernel_distance(mine, some)
-        near = manifold(mine, some, min(NEIGHBOURS, len(mine) - 1, len(some) - 1))
+        near = manifold(mine[:alike], some[_spread(len(some), alike)], min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
         figures |= {name: round(value, 6) for name, value in near._asdict().items()}
         if held_out is not None and train:
             against.protocol._replace(rows="held out").check(held_out.protocol)

@@ -202,29 +202,30 @@ class Inception(Extractor):
 
     name, dim = "inception", FEATURES
 
-    def __init__(self, weights: Path, card: Card) -> None:
+    def __init__(self, weights: Path, card: Card, device: torch.device | None = None) -> None:
         self.network, self.card = InceptionV3(), card
         self.network.load_state_dict(_read(weights))
         self.identity = digest(
             "inception-2015-12-05", str(card.bins or (min(card.low), max(card.high))), *self.network.state_dict().values()
         )
+        self.network.to(device)
 
     def embed(self, samples: Tensor) -> Tensor:
         """Features of pictures rounded to 8 bits, as they would be saved."""
         with torch.inference_mode():
-            return self.network(as_levels(samples, self.card))[0]
+            return self.network(as_levels(samples, self.card))[0].cpu()
 
     def logits(self, samples: Tensor) -> Tensor | None:
         """Class scores without their bias, as the Inception score takes them."""
         with torch.inference_mode():
-            return torch.cat([self.network(as_levels(part, self.card))[1] for part in samples.split(64)])
+            return torch.cat([self.network(as_levels(part, self.card))[1].cpu() for part in samples.split(64)])
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The weights; ConfigError for a file that is missing or is not of this network, with where to get it and what works without."""
     get = (
         "pt_inception-2015-12-05-6726825d.pth is on the releases page of github.com/mseitzer/pytorch-fid; give its path with "
-        "--extractor.weights, or use --extractor own, which needs no download"
+        "--weights-file, or use --extractor own, which needs no download"
     )
     if not path.is_file():
         raise ConfigError(f"extractor inception: no weights at {path}; {get}")

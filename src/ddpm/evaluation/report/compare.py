@@ -1,0 +1,93 @@
+"""Which of several runs is better, and whether the difference is more than the scatter of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy.special import ndtr, ndtri
+
+from ddpm.errors import ConfigError
+from ddpm.evaluation.reference import Protocol
+from ddpm.metrics.estimate import LEVEL
+
+SCORE = "frechet"
+
+
+class Place(NamedTuple):
+    """A run's place: its name, distance and interval; p: how likely so large a difference to the best is by chance; tied: p above 5 %,
+    after Holm's correction for the number of runs.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    p: float
+    tied: bool
+
+
+class Ranking(NamedTuple):
+    """Places, the best first, and the distance of unseen real data, where it is known."""
+
+    places: list[Place]
+    floor: float | None
+
+    def table(self) -> str:
+        """For a terminal."""
+        wide = max(len(place.name) for place in self.places)
+        lines = [f"{'':3} {'run':<{wide}} {'Frechet distance':>17} {'95 % interval':>23} {'p against the best':>20}"]
+        for number, place in enumerate(self.places, 1):
+            interval = f"{place.low:.4g} to {place.high:.4g}"
+            told = "" if number == 1 else f"{place.p:.2g}" + (" (tied)" if place.tied else "")
+            lines.append(f"{number:>2}. {place.name:<{wide}} {place.value:>17.4g} {interval:>23} {told:>20}")
+        if self.floor is not None:
+            lines.append(f"real data that no model has seen: {self.floor:.4g}")
+        return "\n".join(lines)
+
+
+def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
+    """Rank reports, by name, of at least two runs. ConfigError where they were not scored alike.
+
+    Two distances to the same reference are independent, given it: their difference has the sum of their variances, which are those of the
+    intervals. Two-sided, normal.
+
+    Reference: Holm 1979, Scandinavian Journal of Statistics 6 (the correction).
+    """
+    if len(reports) < 2:
+        raise ConfigError(f"runs: got {len(reports)}, a comparison needs at least 2")
+    first = Protocol(**reports[0][1]["protocol"])
+    for name, report in reports[1:]:
+        try:
+            first.check(Protocol(**report["protocol"]))
+        except ConfigError as error:
+            raise ConfigError(f"{reports[0][0]} and {name}: {error}") from error
+    ordered = sorted(reports, key=lambda item: item[1]["scores"][SCORE]["value"])
+    best = ordered[0][1]["scores"][SCORE]
+    chances: list[float] = []
+    for _, report in ordered:
+        mine = report["scores"][SCORE]
+        error = math.hypot(_error(mine), _error(best))
+        chances.append(2 * float(ndtr(-abs(mine["value"] - best["value"]) / error)) if error else float(mine["value"] == best["value"]))
+    tied = holm(chances[1:])
+    places = [
+        Place(name, report["scores"][SCORE]["value"], report["scores"][SCORE]["low"], report["scores"][SCORE]["high"], p, again)
+        for (name, report), p, again in zip(ordered, chances, [True, *tied], strict=True)
+    ]
+    real = reports[0][1].get("real")
+    return Ranking(places, real[SCORE]["value"] if real else None)
+
+
+def holm(chances: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+    """Whether each hypothesis of no difference stands: tested from the smallest p on, at level / (how many are left)."""
+    stands = [True] * len(chances)
+    for rank, place in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        if chances[place] > level / (len(chances) - rank):
+            break
+        stands[place] = False
+    return stands
+
+
+def _error(estimate: dict[str, Any]) -> float:
+    return (estimate["high"] - estimate["low"]) / 2 / float(ndtri(0.5 + LEVEL / 2))

@@ -1,0 +1,150 @@
+"""What a report says: the scores of samples, the same scores of real data, and what of the model explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.dataset import Dataset, Rows
+from ddpm.denoiser import Cond, NetworkDenoiser
+from ddpm.errors import DataError
+from ddpm.evaluation.extractors.extractor import Extractor, Raw
+from ddpm.evaluation.reference import Reference, reference
+from ddpm.evaluation.scoring import MOST, Scores, features_and_logits, score
+from ddpm.metrics import (
+    Estimate,
+    Frechet,
+    Moments,
+    channel_distances,
+    energy_distance,
+    sliced_wasserstein,
+    spectrum_distance,
+)
+from ddpm.metrics.neighbours import nearest
+from ddpm.random import generator
+from ddpm.training.feed import conditions
+from ddpm.training.health.drift import drift, profile, reference_rows
+from ddpm.training.held_out import gaussian_floors, held_out_loss
+
+FEWEST = 40  # samples: two in each of the Frechet distance's groups
+PLAIN = 2000  # samples on each side of what is compared without features
+NEIGHBOURS = 12  # samples whose nearest training data are shown
+
+
+class Point(NamedTuple):
+    """One point of a curve: what was varied, and the Frechet distance there."""
+
+    at: float
+    frechet: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"at": self.at, **self.frechet._asdict()}
+
+
+class Evaluator:
+    """The data side of a report: made once, and asked for every set of samples.
+
+    extractor: what makes vectors. statistics: mean and covariance from another tool, to be scored against instead of the training data.
+    """
+
+    def __init__(
+        self, dataset: Dataset, extractor: Extractor, statistics: Moments | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.dataset, self.extractor, self.statistics, self.say = dataset, extractor, statistics, say
+        self.train: Reference = reference(dataset, "train", extractor, say)
+        self.held: Reference | None = reference(dataset, "held out", extractor, say) if len(dataset.held_rows) >= FEWEST else None
+
+    @property
+    def against(self) -> Reference | Moments:
+        """What samples are scored against."""
+        return self.statistics or self.train
+
+    def conditions(self, n: int, seed: int, keys: frozenset[str], device: torch.device) -> Cond:
+        """Conditions of n samples: those of training rows in an order drawn from the seed, each as often as in the data; None for none."""
+        if not keys:
+            return None
+        rows = self.dataset.train_rows[generator(seed, "order").permutation(len(self.dataset.train_rows))]
+        chosen = np.resize(rows, n)
+        return conditions({key: np.asarray(values[chosen]) for key, values in self.dataset.cond.items()}, keys, device) or None
+
+    def frechet(self, samples: Tensor) -> Estimate:
+        """Its distance alone, for the points of a curve."""
+        features, _ = features_and_logits(self.extractor, samples)
+        metric = Frechet(features.shape[1])
+        metric.update(features)
+        return metric.result(self.against if isinstance(self.against, Moments) else self.against.moments)
+
+    def scores(self, samples: Tensor) -> tuple[Scores, Tensor]:
+        """Every score of samples in the data's own units, and their features."""
+        if len(samples) < FEWEST:
+            raise DataError(f"samples: got {len(samples)}; a score with an interval needs at least {FEWEST}")
+        features, logits = features_and_logits(self.extractor, samples)
+        found = score(features, self.against, logits=logits, held_out=self.held, alike=self._alike(len(samples)))
+        found.figures.update(self._plain(samples, self.dataset.train_rows))
+        return found, features
+
+    def _alike(self, n: int) -> int:
+        """How many vectors on each side can be compared in both rows of a report on n samples."""
+        return min(n, len(self.train.features), MOST, *([] if self.held is None else [len(self.held.features)]))
+
+    def real(self, n: int) -> Scores | None:
+        """The same scores of data the model has not seen, against its training data: what a perfect model would get. n: of samples.
+
+        None where nothing, or too little, is held out.
+        """
+        if self.held is None:
+            return None
+        rows = self.dataset.held_rows
+        logits = self.extractor.logits(torch.from_numpy(self.dataset.batch(rows)[0]))
+        found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
+        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(rows[:PLAIN])[0]), self.dataset.train_rows))
+        return found
+
+    def _plain(self, samples: Tensor, rows: Rows) -> dict[str, float]:
+        """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side."""
+        data = torch.from_numpy(self.dataset.batch(rows[np.linspace(0, len(rows) - 1, min(PLAIN, len(rows))).astype(np.int64)])[0])
+        mine, raw = samples[:PLAIN], Raw(self.dataset.card, most=4096)
+        unit = float(np.mean(self.dataset.card.std)) or 1.0
+        x, y = (raw.embed(one).double() / unit for one in (mine, data))
+        found = {
+            "sliced_wasserstein": sliced_wasserstein(x, y),
+            "energy": energy_distance(x, y),
+            "channel_values": float(channel_distances(mine, data).max()),
+        }
+        if samples.ndim > 2:
+            found["spectrum"] = float(spectrum_distance(mine, data).max())
+        return found
+
+    def drift(self, samples: Tensor, classes: Tensor | None) -> dict[str, Any]:
+        """Shift and spread of every channel against training data of the same classes, with what is certain and large in words."""
+        rows = reference_rows(self.dataset, None if classes is None else classes.cpu().numpy())
+        data, centre = profile(self.dataset.batch(rows)[0])
+        found = drift(samples[:PLAIN].numpy(), data, centre)
+        return {"values": found.values, "words": found.words}
+
+    def losses(self, model: NetworkDenoiser, keys: frozenset[str], autocast: torch.dtype | None) -> dict[str, Any] | None:
+        """Held-out |eps - eps_hat|^2 by log-SNR bin, beside what the exact denoiser of a Gaussian would reach."""
+        found = held_out_loss(model, self.dataset, keys, autocast=autocast)
+        if found is None:
+            return None
+        card = self.dataset.card
+        assert model.codec is not None  # `held_out_loss` has seen to it
+        variances = tuple((std / scale) ** 2 for std, scale in zip(card.std, model.codec.scale, strict=True))
+        return {"mean": found.loss, "bins": found.bins, "gaussian": gaussian_floors(model.process, variances, found.t)}
+
+    def neighbours(self, features: Tensor) -> tuple[list[int], list[int], list[int]]:
+        """The samples nearest to a training row, evenly among all of them: numbers, their nearest training rows, and held-out rows."""
+        distance, which = nearest(features.double(), self.train.features.double())
+        order = distance.argsort()
+        picked = order[: NEIGHBOURS // 2].tolist() + order[:: max(1, len(order) // (NEIGHBOURS // 2))][: NEIGHBOURS // 2].tolist()
+        train = [int(self.dataset.train_rows[int(which[i])]) for i in picked]
+        if self.held is None:
+            return picked, train, []
+        beside = nearest(features[picked].double(), self.held.features.double())[1]
+        return picked, train, [int(self.dataset.held_rows[int(i)]) for i in beside]
+

@@ -1,0 +1,154 @@
+"""`ddpm evaluate` and `ddpm compare`: what they write, that they continue, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddpm.cli import evaluate as command
+from ddpm.cli import main
+from ddpm.evaluation.report import compare
+from ddpm.evaluation.report.charts import ticks
+from ddpm.evaluation.report.compare import holm
+from small_runs import SMALL_UNET, quietly, settings
+
+WORDS = ["--n", "80", "--steps", "3", "--batch", "30", "--sweep", "40", "--nfe-curve", "1,2", "--likelihood", "4", "--extractor", "raw"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two short runs on the digits."""
+    home = tmp_path_factory.mktemp("evaluated")
+    for seed in (0, 1):
+        quietly(settings(home / str(seed), network=SMALL_UNET, seed=seed, steps=6, conditional=True, ema=(0.05, 0.1)))
+    return str(home / "0"), str(home / "1")
+
+
+@pytest.fixture(scope="module")
+def report(runs: tuple[str, str]) -> Path:
+    assert main(["evaluate", runs[0], *WORDS, "--guidance-curve", "1,2"]) == 0
+    return Path(runs[0]) / "report"
+
+
+def test_a_report_holds_what_it_should(report: Path) -> None:
+    content = json.loads((report / "report.json").read_text())
+    plain = {"sliced_wasserstein", "energy", "channel_values", "spectrum"}
+    assert {"frechet", "kernel", "precision", "recall", "density", "coverage"} | plain <= set(content["scores"])
+    assert set(content["real"]) >= {"frechet", "kernel", "sliced_wasserstein"} and content["scores"]["memorisation"]["found"] is False
+    for row in ("scores", "real"):
+        one = content[row]["frechet"]
+        assert one["low"] < one["value"] < one["high"]
+    assert content["real"]["frechet"]["value"] < content["scores"]["frechet"]["value"]  # six steps of training are no match
+    assert [point["at"] for point in content["sweeps"]["nfe"]] == [1.0, 2.0]
+    assert [point["at"] for point in content["sweeps"]["guidance"]] == [1.0, 2.0]
+    assert [point["at"] for point in content["sweeps"]["ema"]] == [0.05, 0.1]
+    assert content["bits_per_dim"]["value"] > 0 and content["losses"]["mean"] > 0 and content["drift"]["values"]
+    assert any("uncorrected" in line for line in content["warnings"])
+    assert not (report / ".unfinished").exists()
+
+
+def test_the_page_needs_nothing_but_itself(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    assert text.count("<svg") >= 4 and text.count("data:image/png;base64,") == 2
+    assert not re.search(r'(?:src|href)="(?!data:)', text) and "http://www.w3.org/2000/svg" in text
+    assert "Nearest neighbours" in text and "real data, unseen" in text and "nan" not in text.lower().split("<style>")[0]
+
+
+def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
+    runs: tuple[str, str], report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after two batches and in the middle of the curves; what was drawn and found is not drawn again."""
+    first = json.loads((report / "report.json").read_text())
+    calls: list[int] = []
+    original = command.Ready.draw
+
+    def draw(self: Any, first: int, size: int, *rest: Any) -> Any:
+        calls.append(first)
+        if len(calls) in (3, 6):
+            raise KeyboardInterrupt
+        return original(self, first, size, *rest)
+
+    monkeypatch.setattr(command.Ready, "draw", draw)
+    words = ["evaluate", runs[0], *WORDS, "--guidance-curve", "1,2"]
+    assert main(words) == 130
+    assert main(words) == 130
+    calls_before = len(calls)
+    assert main(words) == 0
+    second = json.loads((report.with_name("report-2") / "report.json").read_text())
+    assert first == second
+    assert calls_before == 6 and calls[6:].count(60) == 0  # the last batch of the 80 was there
+
+
+def test_runs_are_ranked(runs: tuple[str, str], report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", runs[1], *WORDS, "--sweep", "0", "--likelihood", "0"]) == 0
+    assert main(["compare", *runs]) == 0
+    said = capsys.readouterr().out
+    assert " 1. " in said and " 2. " in said and "real data that no model has seen" in said
+
+
+def estimate(value: float, reach: float) -> dict[str, float]:
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def made(value: float, reach: float, extractor: str = "raw-1") -> dict[str, Any]:
+    protocol = {"data": "d", "rows": "train", "extractor": extractor}
+    return {"protocol": protocol, "scores": {"frechet": estimate(value, reach)}, "real": {"frechet": estimate(0.5, 0.1)}}
+
+
+def test_differences_within_the_scatter_are_ties() -> None:
+    ranking = compare([("c", made(9.0, 0.1)), ("a", made(1.0, 0.1)), ("b", made(1.05, 0.1))])
+    assert [place.name for place in ranking.places] == ["a", "b", "c"] and [place.tied for place in ranking.places] == [True, True, False]
+    # the difference of 0.05 has standard error 0.1 sqrt(2) / 1.96, so z = 0.693 and p = 0.488
+    assert ranking.places[1].p == pytest.approx(0.4884, abs=1e-3) and ranking.floor == 0.5
+    with pytest.raises(Exception, match="do not compare"):
+        compare([("a", made(1.0, 0.1)), ("b", made(1.0, 0.1, "raw-2"))])
+
+
+def test_equal_runs_are_told_apart_one_time_in_twenty() -> None:
+    draw = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(2000):
+        a, b = (float(value) for value in draw.normal(1.0, 0.05, 2))
+        wrong += not compare([("a", made(a, 0.098)), ("b", made(b, 0.098))]).places[1].tied
+    assert 60 < wrong < 145  # 100 +- 4.5 standard deviations of a binomial
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == [False, True, True] and holm([0.01, 0.02, 0.04]) == [False, False, False] and holm([]) == []
+
+
+def test_ticks_are_round() -> None:
+    assert ticks([0.9]) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8]) and ticks([470.0]) == [0.0, 100.0, 200.0, 300.0, 400.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--extractor", "inception"], 2, "needs --weights-file"),
+        (["--weights-file", "nowhere.pth"], 2, "nowhere.pth"),
+        (["--extractor", "own", "--weights-file", "x"], 2, "leave one of the two out"),
+        (["--sweep", "3"], 2, "at least 40"),
+        (["--n", "10"], 2, "--n is 10"),
+        (["--reference", "missing.npz", "--extractor", "raw"], 2, "holds no mu and sigma"),
+    ],
+)
+def test_refusals(words: list[str], code: int, said: str, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", runs[0], *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_compare_refuses_what_it_cannot_read(
+    runs: tuple[str, str], report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text("{")
+    for words, code, said in (
+        ([runs[0]], 2, "at least 2"), ([runs[0], runs[0]], 2, "named twice"), ([str(report), str(tmp_path)], 4, "cannot be read"),
+        ([str(report), str(tmp_path / "no")], 2, "no such report"),
+    ):  # fmt: skip
+        assert main(["compare", *words]) == code
+        assert said in capsys.readouterr().err
