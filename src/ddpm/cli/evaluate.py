@@ -227,9 +227,10 @@ def pictures(samples: torch.Tensor, features: torch.Tensor, evaluator: Evaluator
         return {}
     numbers, train, held = evaluator.neighbours(features)
     rows = [samples[numbers].numpy(), *(evaluator.dataset.batch(np.asarray(chosen))[0] for chosen in (train, held) if chosen)]
+    rows.append(np.full_like(rows[0], limits[1]))  # a white gap between the groups
     beside = as_pictures(np.stack(rows, axis=1).reshape(-1, *samples.shape[1:]))
     assert beside is not None
-    return {"samples": grid(seen, limits), "neighbours": grid(beside, limits, columns=len(rows) * 3, width=520)}
+    return {"samples": grid(seen, limits), "neighbours": grid(beside, limits, columns=len(rows) * 3)}
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -238,7 +239,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     asked = resolve(EvaluateConfig, [typed], FAMILIES)
     if problems := asked.problems():
         raise ConfigError.of(problems)
-    from ddpm.cli.likelihood import check_samples
+    from ddpm.cli.likelihood import card_of, check_samples
     from ddpm.data import open_data
     from ddpm.evaluation.reference import foreign_statistics
     from ddpm.evaluation.report import Evaluator
@@ -251,6 +252,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = replace(config, how=drawing.how)
     dataset = open_data(config.data)
     check_samples(dataset, dataset.batch(dataset.train_rows[:256])[0], drawing.model)
+    before = card_of(args.run_folder)
+    if before is not None and (before.fingerprint, before.held_out) != (dataset.card.fingerprint, dataset.card.held_out):
+        notice(f"{dataset.card.name}: not the data, or not the split, of this run; what is said of copies is about these data")
     extractor = extractor_of(config, dataset, drawing.machine.device)
     statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)
     evaluator = Evaluator(dataset, extractor, statistics, notice)

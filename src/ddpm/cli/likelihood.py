@@ -84,7 +84,7 @@ def add(parser: Parser) -> None:
     add_flags(parser, LikelihoodConfig, {})
 
 
-def _card_of(run: str) -> Any:
+def card_of(run: str) -> Any:
     """The data card the run folder holds, or None."""
     import json
 
@@ -105,7 +105,7 @@ def rows_to_score(dataset: Dataset, run: str, named: bool, config: LikelihoodCon
 
     from ddpm.random import generator
 
-    before = _card_of(run)
+    before = card_of(run)
     own = before is not None and before.fingerprint == dataset.card.fingerprint
     if not own and not named:
         raise DataError(

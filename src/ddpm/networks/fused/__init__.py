@@ -59,7 +59,7 @@ def _processor() -> bytes:
     """What -march=native depends on: a folder of caches may be shared by machines that differ."""
     try:
         with open("/proc/cpuinfo", "rb") as info:
-            return b"".join(line for line in info if line.startswith((b"flags", b"Features", b"model name")))
+            return b"".join(sorted({line for line in info if line.startswith((b"flags", b"Features", b"model name"))}))
     except OSError:
         return platform.processor().encode()
 
