@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ddpm.cli import main
+from ddpm.cli.drawing import Ready
 from ddpm.data import open_data
 from ddpm.data.bulk import save_shards, save_zip
 from ddpm.data.settings import DataSettings
@@ -74,3 +77,22 @@ def test_continued_by_other_processes_gives_the_same_bytes(
     assert contents(whole) == contents(parts)
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["n"] == 20 and set(manifest["files"]) == set(contents(whole)) - {"manifest.json"}
+
+
+def test_a_copy_of_the_same_command_that_ended_first_is_told(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of waiting for batches that nobody draws any more."""
+    original, calls = Ready.draw, 0
+
+    def draw(self: Ready, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            shutil.rmtree(tmp_path / "out" / ".unfinished")
+        return original(self, *given)
+
+    monkeypatch.setattr(Ready, "draw", draw)
+    words = ["sample", trained, "--n", "20", "--steps", "2", "--batch", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "another copy of this very command" in capsys.readouterr().err

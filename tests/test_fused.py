@@ -128,6 +128,25 @@ def test_other_tensors_go_the_ordinary_way() -> None:
 
 
 @needs_compiler
+def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
+    """Of a picture of zeros nothing but the bias is left: ties go to even, NaN stays NaN, nothing is divided by zero."""
+    norm = GroupNorm(1, 64, eps=1e-6).requires_grad_(False)
+    some = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000, -0x7FFF8000, 0x7FFFFFFF]
+    bits = torch.tensor(some * 8, dtype=torch.int32)
+    norm.bias.copy_(bits.view(torch.float32))
+    y = norm(torch.zeros(2, 64, 3, 5, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last))
+    assert fused.fits(norm, y)
+    torch.testing.assert_close(y, norm.bias.bfloat16().view(1, 64, 1, 1).expand_as(y), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
+def test_gradients_come_in_any_layout() -> None:
+    norm, given, dy = case(32, 8, 4, torch.float32)
+    for one, two in zip(ours(norm, given, dy.contiguous(), True), ours(norm, given, dy, True), strict=True):
+        assert torch.equal(one, two)
+
+
+@needs_compiler
 def test_second_derivatives_are_refused_and_not_wrong() -> None:
     norm, (x, _), _ = case(32, 8, 4, torch.float32)
     x.requires_grad_()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ddpm.cli.drawn import Drawn, rank
 from ddpm.cli.guiding import Guiding
 from ddpm.cli.shortage import smaller_batch
 from ddpm.cli.starting import Starting
@@ -132,3 +133,27 @@ def shown(done: int, total: int, what: str = "sampling") -> None:
     """Progress on a terminal, a hundred times at most."""
     if sys.stderr.isatty() and (done % max(1, total // 100) == 0 or done == total):
         print(f"\r{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def draw(drawing: Ready, seed: int, n: int, cond: Cond, drawn: Drawn | None = None) -> torch.Tensor:
+    """n samples, on the host; kept in `drawn` batch by batch, where what was drawn before is taken from, and shared by all processes."""
+    import torch
+
+    size, (mine, of) = drawing.how.batch, rank() if drawn else (0, 1)
+    parts: list[torch.Tensor] = []
+    with drawing.executing():
+        for first in range(mine * size, n, of * size):
+            if drawn is None or not drawn.has(first):
+                part = slice(first, min(first + size, n))
+                some = {key: value[part] for key, value in cond.items()} if cond else None
+                parts.append(drawing.draw(first, part.stop - first, seed, some))
+                if drawn is not None:
+                    drawn.begin()
+                    drawn.add(first, parts.pop().numpy())
+            shown(min(first + size, n), n)
+    if drawn is None:
+        return torch.cat(parts)
+    if mine:
+        return torch.empty(0)
+    drawn.wait(n)
+    return torch.from_numpy(drawn.all())

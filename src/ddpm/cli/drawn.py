@@ -110,8 +110,10 @@ class Drawn:
         return np.concatenate(found)
 
     def wait(self, wanted: int, seconds: float = 0.2) -> None:
-        """Until the other processes have drawn their shares; torchrun ends this one where one of them fails."""
+        """Until the other processes have drawn their shares; torchrun ends this one where one of them fails. Raises: ConfigError."""
         while self.samples < wanted:
+            if rank()[1] == 1 or not self._begun():
+                raise ConfigError(f"{self.folder}: ended by another copy of this very command, which has what was drawn; look there")
             time.sleep(seconds)
 
     def describe(self, what: Mapping[str, Any]) -> Path:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.cli.drawing import FAMILIES, How, Ready, ready, shown
-from ddpm.cli.drawn import UNFINISHED, Drawn, rank
+from ddpm.cli.curves import Points, sweeps
+from ddpm.cli.drawing import FAMILIES, How, Ready, draw, ready
+from ddpm.cli.drawn import Drawn, rank
 from ddpm.config import Layer, Parser, add_flags, check, flags_layer, resolve, setting, to_dict
 from ddpm.data.settings import DataSettings
-from ddpm.errors import ConfigError, DataError, DiskError
+from ddpm.errors import ConfigError, DiskError
 
 if TYPE_CHECKING:
     import torch
 
     from ddpm.data import Dataset
-    from ddpm.denoiser import Cond, NetworkDenoiser
+    from ddpm.denoiser import NetworkDenoiser
     from ddpm.evaluation.extractors import Extractor
-    from ddpm.evaluation.report import Evaluator, Point
+    from ddpm.evaluation.report import Evaluator
 
 HELP = """Score a trained model: samples in bulk, distances with error bars beside those of real data, and one page that shows it all.
 
@@ -99,98 +98,6 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device)
     if config.weights_file is not None:
         return Inception(Path(config.weights_file), dataset.card, device)
     return Raw(dataset.card) if config.extractor == "raw" else Learned.of(dataset)
-
-
-def draw(drawing: Ready, seed: int, n: int, cond: Cond, drawn: Drawn | None = None) -> torch.Tensor:
-    """n samples, on the host; kept in `drawn` batch by batch, where what was drawn before is taken from, and shared by all processes."""
-    import torch
-
-    size, (mine, of) = drawing.how.batch, rank() if drawn else (0, 1)
-    parts: list[torch.Tensor] = []
-    with drawing.executing():
-        for first in range(mine * size, n, of * size):
-            if drawn is None or not drawn.has(first):
-                part = slice(first, min(first + size, n))
-                some = {key: value[part] for key, value in cond.items()} if cond else None
-                parts.append(drawing.draw(first, part.stop - first, seed, some))
-                if drawn is not None:
-                    drawn.begin()
-                    drawn.add(first, parts.pop().numpy())
-            shown(min(first + size, n), n)
-    if drawn is None:
-        return torch.cat(parts)
-    if mine:
-        return torch.empty(0)
-    drawn.wait(n)
-    return torch.from_numpy(drawn.all())
-
-
-class Points:
-    """The points of the curves, kept beside the unfinished samples as they are found."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / UNFINISHED / "points.json"
-        self.known: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
-
-    def get(self, kind: str, at: float, find: Callable[[], Point]) -> dict[str, Any]:
-        """A point, found now unless it is known."""
-        from ddpm.training.checkpoints.storage import replace_text
-
-        key = f"{kind} {at!r}"
-        if key not in self.known:
-            self.known[key] = find().to_dict()
-            replace_text(self.path, json.dumps(self.known))
-        return self.known[key]
-
-
-def variants(
-    config: EvaluateConfig, run: str, typed: Layer, base: Ready, lengths: list[float]
-) -> Iterator[tuple[str, float, Callable[[], Ready]]]:
-    """Every point of the curves: kind, place, and the model made ready for it."""
-    from ddpm.sampling import steps_for
-
-    how, chain = base.how, base.model.process.schedule.T
-
-    def changed(**fields: Any) -> Callable[[], Ready]:
-        return lambda: ready(run, replace(how, **fields), typed)
-
-    for calls in config.nfe_curve:
-        if chain is None or calls <= chain:
-            try:
-                yield "nfe", float(calls), changed(steps=steps_for(how.sampler, calls), nfe=None, grid=None)
-            except ConfigError as error:
-                notice(f"no point at {calls} calls: {error}")
-    labelled = bool(base.document["classes"] or base.document["vector"]) and base.document["cond_dropout"] > 0
-    if labelled and how.guide.kind == "cfg":
-        for scale in config.guidance_curve:
-            yield "guidance", scale, changed(guide=replace(how.guide, guidance=scale), steps=base.steps, nfe=None)
-    for length in lengths:
-        yield "ema", length, changed(weights=f"ema-{length:.3f}", steps=base.steps, nfe=None)
-
-
-def sweeps(config: EvaluateConfig, run: str, typed: Layer, base: Ready, evaluator: Evaluator, points: Points) -> dict[str, list[Any]]:
-    """The curves: each point's distance, of fewer samples than the report's."""
-    from ddpm.evaluation.report import Point
-    from ddpm.training.averaging.weights import tracked
-    from ddpm.training.state import open_run
-
-    found: dict[str, list[Any]] = {}
-    if not config.sweep:
-        return found
-    device = base.machine.device
-    lengths = sorted(float(name.removeprefix("ema-")) for name in tracked(open_run(run, base.document["step"])))
-    for kind, at, make in variants(config, run, typed, base, lengths):
-
-        def find(make: Callable[[], Ready] = make, at: float = at) -> Point:
-            drawing = make()
-            cond = evaluator.conditions(config.sweep, config.seed, drawing.model.conditions, device)
-            return Point(at, evaluator.frechet(draw(drawing, config.seed, config.sweep, cond)))
-
-        try:
-            found.setdefault(kind, []).append(points.get(kind, at, find))
-        except (ConfigError, DataError) as error:
-            notice(f"no point at {kind} {at:g}: {error}")
-    return found
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str]) -> dict[str, Any] | None:
@@ -286,7 +193,7 @@ def _report(
         return 0
     found, features = evaluator.scores(samples)
     real = evaluator.real(config.n)
-    curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder))
+    curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder), notice)
     report = {
         "run": run, "step": drawing.document["step"], "weights": drawing.document["weights"], "model": drawing.document["sha256"],
         "data": evaluator.dataset.card.name, "version": ddpm.__version__, "protocol": protocol, "n": config.n, "seed": config.seed,

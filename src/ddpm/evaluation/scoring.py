@@ -69,9 +69,10 @@ def score(
     copies = None
     if isinstance(against, Reference):
         some = against.features[_spread(len(against.features), MOST)]
-        mine = features[:MOST]
+        mine = features[_spread(len(features), MOST)]
         estimates["kernel"] = kernel_distance(mine, some)
-        near = manifold(mine[:alike], some[_spread(len(some), alike)], min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
+        pairs = mine[_spread(len(mine), alike)], some[_spread(len(some), alike)]
+        near = manifold(*pairs, min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
         figures |= {name: round(value, 6) for name, value in near._asdict().items()}
         if held_out is not None and train:
             against.protocol._replace(rows="held out").check(held_out.protocol)

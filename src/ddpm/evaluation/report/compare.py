@@ -50,8 +50,9 @@ class Ranking(NamedTuple):
 def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
     """Rank reports, by name, of at least two runs. ConfigError where they were not scored alike.
 
-    Two distances to the same reference are independent, given it: their difference has the sum of their variances, which are those of the
-    intervals. Two-sided, normal.
+    The difference of two distances to the same reference is given the sum of their variances, which are those of the intervals. That is
+    exact for samples of different seeds; those of one seed begin at the same noise and go together, so that the true p is smaller.
+    Two-sided, normal.
 
     Reference: Holm 1979, Scandinavian Journal of Statistics 6 (the correction).
     """

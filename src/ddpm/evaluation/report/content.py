@@ -102,12 +102,12 @@ class Evaluator:
         rows = self.dataset.held_rows
         logits = self.extractor.logits(torch.from_numpy(self.dataset.batch(rows)[0]))
         found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
-        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(rows[:PLAIN])[0]), self.dataset.train_rows))
+        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0]), self.dataset.train_rows))
         return found
 
     def _plain(self, samples: Tensor, rows: Rows) -> dict[str, float]:
         """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side."""
-        data = torch.from_numpy(self.dataset.batch(rows[np.linspace(0, len(rows) - 1, min(PLAIN, len(rows))).astype(np.int64)])[0])
+        data = torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0])
         mine, raw = samples[:PLAIN], Raw(self.dataset.card, most=4096)
         unit = float(np.mean(self.dataset.card.std)) or 1.0
         x, y = (raw.embed(one).double() / unit for one in (mine, data))
@@ -148,3 +148,7 @@ class Evaluator:
         beside = nearest(features[picked].double(), self.held.features.double())[1]
         return picked, train, [int(self.dataset.held_rows[int(i)]) for i in beside]
 
+
+def evenly(rows: Rows, most: int) -> Rows:
+    """At most so many of the rows, evenly: data may be sorted."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]

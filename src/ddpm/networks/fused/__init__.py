@@ -36,7 +36,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))  # OpenMP's functions are those that torch has loaded: one pool of threads, not two
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, RuntimeError):  # the last: no home for the cache
         return None
 
 

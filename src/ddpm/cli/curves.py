@@ -1,0 +1,90 @@
+"""The curves of a report: what the distance of samples to data depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm.cli.drawing import Ready, draw, ready
+from ddpm.cli.drawn import UNFINISHED
+from ddpm.config import Layer
+from ddpm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ddpm.cli.evaluate import EvaluateConfig
+    from ddpm.evaluation.report import Evaluator, Point
+
+Say = Callable[[str], None]
+
+
+class Points:
+    """The points of the curves, kept beside the unfinished samples as they are found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / UNFINISHED / "points.json"
+        self.known: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
+
+    def get(self, kind: str, at: float, find: Callable[[], Point]) -> dict[str, Any]:
+        """A point, found now unless it is known."""
+        from ddpm.training.checkpoints.storage import replace_text
+
+        key = f"{kind} {at!r}"
+        if key not in self.known:
+            self.known[key] = find().to_dict()
+            replace_text(self.path, json.dumps(self.known))
+        return self.known[key]
+
+
+def variants(
+    config: EvaluateConfig, run: str, typed: Layer, base: Ready, lengths: list[float], say: Say
+) -> Iterator[tuple[str, float, Callable[[], Ready]]]:
+    """Every point of the curves: kind, place, and the model made ready for it."""
+    from ddpm.sampling import steps_for
+
+    how, chain = replace(base.how, step=base.document["step"]), base.model.process.schedule.T
+
+    def changed(**fields: Any) -> Callable[[], Ready]:
+        return lambda: ready(run, replace(how, **fields), typed)
+
+    for calls in config.nfe_curve:
+        if chain is None or calls <= chain:
+            try:
+                yield "nfe", float(calls), changed(steps=steps_for(how.sampler, calls), nfe=None, grid=None)
+            except ConfigError as error:
+                say(f"no point at {calls} calls: {error}")
+    labelled = bool(base.document["classes"] or base.document["vector"]) and base.document["cond_dropout"] > 0
+    if labelled and how.guide.kind == "cfg":
+        for scale in config.guidance_curve:
+            yield "guidance", scale, changed(guide=replace(how.guide, guidance=scale), steps=base.steps, nfe=None)
+    for length in lengths:
+        yield "ema", length, changed(weights=f"ema-{length:.3f}", steps=base.steps, nfe=None)
+
+
+def sweeps(
+    config: EvaluateConfig, run: str, typed: Layer, base: Ready, evaluator: Evaluator, points: Points, say: Say
+) -> dict[str, list[Any]]:
+    """The curves: each point's distance, of fewer samples than the report's."""
+    from ddpm.evaluation.report import Point
+    from ddpm.training.averaging.weights import tracked
+    from ddpm.training.state import open_run
+
+    found: dict[str, list[Any]] = {}
+    if not config.sweep:
+        return found
+    device = base.machine.device
+    lengths = sorted(float(name.removeprefix("ema-")) for name in tracked(open_run(run, base.document["step"])))
+    for kind, at, make in variants(config, run, typed, base, lengths, say):
+
+        def find(make: Callable[[], Ready] = make, at: float = at) -> Point:
+            drawing = make()
+            cond = evaluator.conditions(config.sweep, config.seed, drawing.model.conditions, device)
+            return Point(at, evaluator.frechet(draw(drawing, config.seed, config.sweep, cond)))
+
+        try:
+            found.setdefault(kind, []).append(points.get(kind, at, find))
+        except (ConfigError, DataError) as error:
+            say(f"no point at {kind} {at:g}: {error}")
+    return found
