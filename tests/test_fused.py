@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +156,62 @@ def test_second_derivatives_are_refused_and_not_wrong() -> None:
     (first,) = torch.autograd.grad(norm(x, swish=True).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.square().sum().backward()
+
+
+@needs_compiler
+def test_swish_is_exact_to_the_last_digits() -> None:
+    """Of a picture of zeros the bias is left, and swish takes it: to 4 units in the last place of float32 over its whole range."""
+    norm = GroupNorm(1, 4096, eps=1e-6).requires_grad_(False)
+    norm.bias.copy_(torch.linspace(-80.0, 80.0, 4096))
+    y = norm(torch.zeros(1, 4096, 1, 1), swish=True).flatten().double()
+    assert ((y / F.silu(norm.bias.double())) - 1).abs().max() < 4 * 2.0**-24 * 1.01
+
+
+@needs_compiler
+def test_a_network_under_compilation_goes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, (x, _), _ = case(32, 8, 4, torch.float32)
+    assert fused.fits(norm, x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fused.fits(norm, x)
+
+
+@needs_compiler
+def test_a_library_is_whole_or_not_there_and_of_one_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A link that ends half-way leaves nothing that the next process would load; another processor gets its own."""
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    original, stop = subprocess.run, True
+
+    def run(words: list[str], **rest: Any) -> Any:
+        if "-shared" in words and stop:
+            Path(words[-1]).write_bytes(b"half")
+            raise subprocess.CalledProcessError(1, words)
+        if "--version" not in words:
+            Path(words[-1]).write_bytes(b"whole")
+            return None
+        return original(words, **rest)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(subprocess.CalledProcessError):
+        fused._built("g++")
+    assert not list(tmp_path.rglob("*.so"))
+    stop = False
+    made = fused._built("g++")
+    assert made.read_bytes() == b"whole" and made == fused._built("g++")
+    monkeypatch.setattr(fused, "_processor", lambda: b"another")
+    assert fused._built("g++") != made
+
+
+def test_without_a_home_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(fused, "folder", homeless)
+    fused.library.cache_clear()
+    try:
+        assert fused.library() is None
+    finally:
+        monkeypatch.undo()
+        fused.library.cache_clear()
 
 
 @pytest.mark.parametrize("broken", ["missing", "failing"])

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddpm.cli import curves, drawing, main
 from ddpm.cli import evaluate as command
-from ddpm.cli import main
 from ddpm.evaluation.report import compare
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.compare import holm
+from ddpm.evaluation.report.content import evenly
+from ddpm.evaluation.scoring import _spread
 from small_runs import SMALL_UNET, quietly, settings
 
 WORDS = ["--n", "80", "--steps", "3", "--batch", "30", "--sweep", "40", "--nfe-curve", "1,2", "--likelihood", "4", "--extractor", "raw"]
@@ -82,6 +84,25 @@ def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
     second = json.loads((report.with_name("report-2") / "report.json").read_text())
     assert first == second
     assert calls_before == 6 and calls[6:].count(60) == 0  # the last batch of the 80 was there
+
+
+def test_curves_are_of_the_step_that_the_report_is_of(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Even where training has gone on since: every point names the step."""
+    steps: list[Any] = []
+
+    def noted(run: str, how: Any, typed: Any) -> Any:
+        steps.append(how.step)
+        return drawing.ready(run, how, typed)
+
+    monkeypatch.setattr(curves, "ready", noted)
+    words = ["--n", "40", "--steps", "3", "--sweep", "40", "--nfe-curve", "2", "--likelihood", "0", "--extractor", "raw"]
+    assert main(["evaluate", runs[1], *words, "--out", str(tmp_path / "out")]) == 0
+    assert len(steps) >= 3 and set(steps) == {6}
+
+
+def test_rows_are_taken_evenly_for_data_may_be_sorted() -> None:
+    assert evenly(np.arange(10), 3).tolist() == [0, 4, 9] and evenly(np.arange(5), 9).tolist() == [0, 1, 2, 3, 4]
+    assert _spread(10, 3).tolist() == [0, 3, 6] and _spread(4, 9).tolist() == [0, 1, 2, 3]
 
 
 def test_runs_are_ranked(runs: tuple[str, str], report: Path, capsys: pytest.CaptureFixture[str]) -> None:
