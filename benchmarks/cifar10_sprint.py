@@ -1,0 +1,203 @@
+"""The best CIFAR-10 score that a fixed time buys, with its curve against the images seen.
+
+    python benchmarks/cifar10_sprint.py --data cifar10-train.tar.xz                              25 minutes of an accelerator
+    python benchmarks/cifar10_sprint.py --data cifar10-train.tar.xz --minutes 60 --channels 48   of a CPU, with a smaller network
+    python benchmarks/cifar10_sprint.py --data cifar10-train.tar.xz --part-minutes 9             in parts: call it until it has ended
+
+The speed of the settings is measured first, once; from it the number of steps is fixed, so that training takes --share of the time, and
+the rest is left for scoring. The recipe is `cifar10`. At eighths of the run the averaged weights are scored on --curve samples, at the end
+on --samples, by `ddpm evaluate`, whose report lies in FOLDER/report. Exit code 75: this part is over, call it again.
+
+Scored with --weights-file, Inception's, the distance is FID; without, that of an encoder trained on the same data, which compares with
+nothing but itself. The last line is JSON, and FOLDER/sprint.json and FOLDER/sprint.png hold the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm.cli import main as command
+from ddpm.cli.drawing import FAMILIES as WAYS
+from ddpm.cli.drawing import How, draw, ready
+from ddpm.cli.evaluate import EvaluateConfig, extractor_of
+from ddpm.config import Layer, resolve
+from ddpm.data import open_data
+from ddpm.data.dataset import Dataset
+from ddpm.data.settings import DataSettings
+from ddpm.evaluation.rehearsal import rehearse
+from ddpm.evaluation.report import Evaluator
+from ddpm.sampling import steps_for
+from ddpm.training import FAMILIES, TrainConfig, train
+from ddpm.training.checkpoints.storage import replace_text
+from ddpm.training.recipes import recipe
+
+POINTS = 8
+LATER = 75  # EX_TEMPFAIL
+
+
+class Part:
+    """The clock of one call: how much of the sprint's time it has taken, kept in FOLDER/used.json also when the process is killed."""
+
+    def __init__(self, folder: Path, minutes: float | None) -> None:
+        self.path, self.began = folder / "used.json", time.monotonic()
+        self.before: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.left = 60.0 * minutes if minutes else float("inf")
+
+    @property
+    def over(self) -> bool:
+        """Whether this call should end."""
+        return time.monotonic() - self.began > self.left
+
+    def note(self, what: str) -> None:
+        """Count the time since the last note as spent on this."""
+        now = time.monotonic()
+        self.before[what] = self.before.get(what, 0.0) + now - self.began
+        self.left -= now - self.began
+        self.began = now
+        replace_text(self.path, json.dumps(self.before))
+
+
+def settings(args: argparse.Namespace, folder: Path) -> TrainConfig:
+    """The recipe, with a smaller network and batch where asked for."""
+    base = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES)
+    data = replace(base.data, data=args.data)
+    network: Any = base.network if args.channels is None else replace(base.network, channels=args.channels)  # pyright: ignore[reportArgumentType]
+    quiet: dict[str, Any] = {"preview": 16, "monitor": False, "track": ("none",), "log_every": 20}
+    return replace(
+        base, data=data, network=network, batch=args.batch or base.batch, out=str(folder), seed=args.seed, compile=args.compile, **quiet
+    )
+
+
+def planned(config: TrainConfig, dataset: Dataset, args: argparse.Namespace, folder: Path) -> TrainConfig:
+    """With the number of steps that fits; decided once."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        cost = rehearse(replace(config, preview=0), dataset, args.rehearsal)
+        steps = max(POINTS, int(args.share * args.minutes * 60.0 / cost.step))
+        replace_text(path, json.dumps({"step_seconds": cost.step, "steps": steps, "minutes": args.minutes}))
+    plan: dict[str, Any] = json.loads(path.read_text())
+    every = -(-plan["steps"] // POINTS)
+    optimizer = replace(config.optimizer, warmup=min(config.optimizer.warmup, plan["steps"] // 10))
+    return replace(config, steps=plan["steps"], checkpoint_every=every, evaluate_every=every, keep=POINTS + 1, optimizer=optimizer)
+
+
+def trained(config: TrainConfig, dataset: Dataset, part: Part) -> bool:
+    """Train on to the end, or until this part is over: then the run saves itself as it does for SIGTERM."""
+    done = Path(config.out or "") / "trained"
+    if done.is_file():
+        return True
+    timer = None
+    if part.left < float("inf"):
+        timer = threading.Timer(max(1.0, part.left), os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+    code = train(config, data=dataset).code
+    if timer is not None:
+        timer.cancel()
+    part.note("training")
+    if code == 0:
+        replace_text(done, "")
+    return code == 0
+
+
+def curve(config: TrainConfig, evaluator: Evaluator, args: argparse.Namespace, part: Part) -> list[dict[str, Any]] | None:
+    """The distance at every eighth of the run; None where this part is over before all are found."""
+    path = Path(config.out or "") / "curve.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    folders = sorted(Path(config.out or "").glob("step-*"))
+    for step in [int(folder.name.removeprefix("step-")) for folder in folders][len(found) :]:
+        if part.over:
+            return None
+        way = resolve(How, [Layer("the sprint", {"sampler": args.sampler, "step": step})], WAYS)
+        way = replace(way, steps=steps_for(way.sampler, args.nfe))
+        score = evaluator.frechet(draw(ready(config.out or "", way, Layer("", {})), 0, args.curve, None))
+        found.append({"step": step, "images": step * config.batch, **score._asdict()})
+        replace_text(path, json.dumps(found))
+        print(f"step {step}: {score}", flush=True)
+        part.note("scoring")
+    return found
+
+
+def figure(found: dict[str, Any], path: Path) -> None:
+    """Distance by images."""
+    import matplotlib.pyplot as plt
+
+    drawing, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    images = [point["images"] / 1e6 for point in found["curve"]]
+    values = [point["value"] for point in found["curve"]]
+    reach = [[point["value"] - point["low"] for point in found["curve"]], [point["high"] - point["value"] for point in found["curve"]]]
+    axis.errorbar(images, values, yerr=reach, fmt="o-", color="C3", markersize=4, capsize=2, label=f"{found['curve_samples']:,} samples")
+    if found["floor"] is not None:
+        axis.axhline(found["floor"], color="0.6", linestyle="--", linewidth=1, label="real data, unseen")
+    axis.set(xlabel="million images seen", ylabel=f"Frechet distance, {found['extractor']}", yscale="log", ylim=(None, None))
+    axis.legend(frameon=False, fontsize=8)
+    drawing.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Plan, train, score, report; each as far as this part reaches."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10's archive or folder")
+    parser.add_argument("--folder", type=Path, default=Path("runs/sprint"))
+    parser.add_argument("--minutes", type=float, default=25.0, help="of the whole sprint")
+    parser.add_argument("--part-minutes", type=float, default=None, help="of this call; none: to the end")
+    parser.add_argument("--share", type=float, default=0.85, help="of the time, for training")
+    parser.add_argument("--channels", type=int, default=None, help="of the network's first level; none: 128")
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--rehearsal", type=int, default=12, help="steps the speed is measured on")
+    parser.add_argument("--sampler", default="dpm++2m")
+    parser.add_argument("--nfe", type=int, default=20, help="network calls a sample")
+    parser.add_argument("--samples", type=int, default=None, help="scored at the end; none: 50,000 on an accelerator, 2,000 on a CPU")
+    parser.add_argument("--curve", type=int, default=None, help="scored at eighths; none: 5,000 and 500")
+    parser.add_argument("--weights-file", default=None, help="Inception's weights; see ddpm evaluate --help")
+    parser.add_argument("--compile", default="none", choices=("none", "default", "max-autotune"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    fast = torch.cuda.is_available()
+    args.samples, args.curve = args.samples or (50_000 if fast else 2_000), args.curve or (5_000 if fast else 500)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    part = Part(args.folder, args.part_minutes)
+    dataset = open_data(DataSettings(data=args.data, flip=True))
+    config = planned(settings(args, args.folder / "run"), dataset, args, args.folder)
+    part.note("setup")
+    if not trained(config, dataset, part):
+        return LATER
+    kind = "own" if args.weights_file is None else "inception"
+    asked = EvaluateConfig(extractor=kind, weights_file=args.weights_file)
+    evaluator = Evaluator(dataset, extractor_of(asked, dataset, torch.device("cuda" if fast else "cpu")))
+    points = curve(config, evaluator, args, part)
+    if points is None or part.over:
+        return LATER
+    words = ["--n", args.samples, "--nfe", args.nfe, "--sampler", args.sampler, "--sweep", 0, "--likelihood", 200, "--extractor", kind]
+    words += ["--weights-file", args.weights_file] if args.weights_file else []
+    report = args.folder / "report"
+    if not (report / "report.json").is_file() and command(["evaluate", str(config.out), *map(str, words), "--out", str(report)]):
+        return 1
+    part.note("scoring")
+    content = json.loads((report / "report.json").read_text())
+    found: dict[str, Any] = {
+        "frechet": content["scores"]["frechet"], "floor": content["real"]["frechet"]["value"] if content["real"] else None,
+        "extractor": kind, "samples": args.samples, "calls": args.nfe, "images": config.steps * config.batch, "steps": config.steps,
+        "seconds": {what: round(seconds, 1) for what, seconds in part.before.items()}, "curve_samples": args.curve, "curve": points,
+        "device": torch.cuda.get_device_name() if fast else f"{torch.get_num_threads()} CPU threads",
+        "report_bytes": sum(file.stat().st_size for file in report.iterdir()),
+    }  # fmt: skip
+    figure(found, args.folder / "sprint.png")
+    replace_text(args.folder / "sprint.json", json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The formulas that studies add to the package's own; the studies themselves are run by hand."""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm.denoiser import Prediction
+from ddpm.networks import UNetConfig
+from ddpm.objective.weighting import Bound, Simple
+from ddpm.process import Cosine, Linear, Process, Straight
+
+FOLDER = Path(__file__).resolve().parent.parent / "studies"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="studies are not installed with the package")
+
+
+def study(name: str) -> Any:
+    return import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Straight()])
+def test_the_weightings_lead_from_l_simple_to_the_bound(schedule: Any) -> None:
+    weighting = study("weighting")
+
+    process = Process(schedule)
+    at, d = process.at(torch.linspace(0.01, 0.99, 50)), torch.ones(50)
+    for power, end in ((0.0, Simple()), (1.0, Bound())):
+        torch.testing.assert_close(
+            weighting.Between(power=power).on_target(at, process, d), end.on_target(at, process, d), rtol=1e-9, atol=0
+        )
+    between = weighting.Between(power=0.5)(at, process)
+    torch.testing.assert_close(between**2, Simple()(at, process), rtol=1e-9, atol=0)
+
+
+def test_a_band_counts_more_inside_and_the_same_outside() -> None:
+    weighting = study("weighting")
+
+    process = Process(Cosine())
+    at = process.at(process.time_of(torch.tensor([-3.0, -1.01, -0.99, 0.0, 1.99, 2.01, 4.0], dtype=torch.float64)))
+    found = weighting.Band(low=-1.0, high=2.0)(at, process) / Simple()(at, process)
+    assert found.tolist() == pytest.approx([1, 1, weighting.FACTOR, weighting.FACTOR, weighting.FACTOR, 1, 1])
+    ends = process.log_snr(torch.tensor([process.schedule.first, 1.0]))
+    assert weighting.EDGES[0] < float(ends[1]) and weighting.EDGES[-1] > float(ends[0])  # together the bands are all levels
+
+
+def test_bits_are_the_integral_of_the_error_over_log_snr() -> None:
+    """Of a denoiser that knows nothing, eps_hat = 0, at log-SNR from -8 to 10: 18 / (2 ln 2)."""
+    weighting = study("weighting")
+
+    found: list[dict[str, Any]] = [{"errors": [1.0] * 37, "unit": 8.0}, {"errors": [1.0] * 37, "unit": 8.0}]
+    rate, error = weighting.rate_and_distortion(found)
+    assert float(rate[-1]) == pytest.approx(18 / (2 * math.log(2))) and float(rate[0]) == 0
+    assert error.tolist() == pytest.approx([8.0 * math.exp(-float(level) / 2) for level in weighting.LEVELS])
+
+
+def test_instants_of_a_part_are_evenly_in_it() -> None:
+    six_steps = study("six_steps")
+
+    t, density = six_steps.Part(low=0.25, high=0.5).draw(torch.linspace(0.0, 1.0, 5), Process(Cosine(T=None)))
+    assert t.tolist() == pytest.approx([0.25, 0.3125, 0.375, 0.4375, 0.5]) and density.tolist() == pytest.approx([4.0] * 5)
+    first, density = six_steps.Part(low=0.0, high=0.25).draw(torch.tensor([0.0, 1.0]), Process(Cosine(T=None)))
+    assert first.tolist() == pytest.approx([1e-3, 0.25]) and density.tolist() == pytest.approx([1 / 0.249] * 2)
+
+
+def test_parts_answer_each_for_their_levels() -> None:
+    six_steps = study("six_steps")
+
+    def member(k: int) -> Any:
+        def answer(x: torch.Tensor, at: Any, cond: Any = None) -> Prediction:
+            return Prediction(torch.full_like(x, k), torch.full_like(x, -k))
+
+        return answer
+
+    process = Process(Cosine())
+    parts = six_steps.Parts.__new__(six_steps.Parts)
+    torch.nn.Module.__init__(parts)
+    parts.members, parts.process = [member(k) for k in range(six_steps.PARTS)], process
+    t = torch.tensor([0.01, 0.25, 0.251, 0.6, 0.75, 0.9, 1.0])
+    x = torch.zeros(7, 1, 2, 2)
+    assert parts(x, process.at(t, like=x)).x0[:, 0, 0, 0].tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert parts(x, process.at(torch.tensor(0.6), like=x)).eps.unique().tolist() == [-2]
+
+
+def test_the_network_and_its_rivals_are_of_the_size_they_are_said_to_be() -> None:
+    common = study("common")
+    stability = study("stability")
+
+    shape = (1, 8, 8)
+    ours = sum(p.numel() for p in common.NETWORK.build(shape).parameters())
+    assert isinstance(common.NETWORK, UNetConfig) and ours <= 300_000
+    for kind in ("GAN", "VAE"):
+        theirs = sum(p.numel() for p in stability.rival(kind, ours, 1, 1e-3).parameters())
+        assert abs(theirs / ours - 1) < 0.05
+
+
+def test_what_counts_as_failed() -> None:
+    stability = study("stability")
+
+    rows = [{"frechet": value, "rarest": 0.05} for value in (1.0, 1.1, 1.2, 3.7, math.inf)]
+    assert stability.failed(rows) == 2 and stability.failed([*rows[:3], {"frechet": 1.0, "rarest": 0.0}]) == 1
+
+
+def test_scores_are_kept_and_seeds_compared_in_pairs(tmp_path: Path) -> None:
+    common = study("common")
+
+    args: Any = SimpleNamespace(folder=str(tmp_path), study="x", data=None, processes=1, steps=7)
+    job = common.Job("one: a", 3, common.settings(args))
+    folder = tmp_path / "x" / "digits"
+    folder.mkdir(parents=True)
+    (folder / f"{common.key(job)}.json").write_text('{"name": "one: a", "seed": 3, "bits": 2.5}')
+    assert common.perform([job], lambda *_: pytest.fail("was known"), args) == {"one: a": [{"name": "one: a", "seed": 3, "bits": 2.5}]}
+    other = job._replace(config=common.settings(args, batch=32))
+    assert common.key(other) != common.key(job)
+    assert common.paired([2.0, 4.0, 9.0], [1.0, 3.0, 8.0]) == (1.0, 0.0) and common.mean([1.0, 3.0]) == (2.0, pytest.approx(1.0))
