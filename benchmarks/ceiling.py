@@ -49,8 +49,19 @@ class Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def bare_products(network: nn.Module, inputs: tuple[Tensor, ...], precision: str, backward: bool) -> Action:
-    """The network's own convolutions and matrix products, alone: same shapes and layouts, operands already in the precision they run in."""
+def made_ready(args: list[Any]) -> tuple[Callable[..., Tensor], list[Any]]:
+    """A convolution in bfloat16 with its weight in the order of oneDNN's kernel."""
+    x, weight, bias, stride, padding, dilation, groups = args
+    how = ([*padding], [*stride], [*dilation], groups)
+    ready = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, [*x.shape])
+    return torch.ops.mkldnn._convolution_pointwise, [x, ready, bias, *how, "none", [], ""]
+
+
+def bare_products(network: nn.Module, inputs: tuple[Tensor, ...], precision: str, backward: bool, ready: bool = False) -> Action:
+    """The network's own convolutions and matrix products, alone: same shapes and layouts, operands already in the precision they run in.
+
+    ready: the weights of convolutions are laid out as the machine's kernels want them beforehand.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with Recorder() as recorder, torch.set_grad_enabled(backward):
         network(*inputs)
@@ -59,6 +70,8 @@ def bare_products(network: nn.Module, inputs: tuple[Tensor, ...], precision: str
         return value.fill(dtype, backward) if isinstance(value, Shell) else value
 
     calls = [(f, [filled(v) for v in args], {key: filled(v) for key, v in kwargs.items()}) for f, args, kwargs in recorder.calls]
+    if ready:
+        calls = [(*made_ready(args), kwargs) if f is torch.conv2d and len(args) == 7 else (f, args, kwargs) for f, args, kwargs in calls]
     with torch.no_grad():
         gradients = [torch.randn_like(f(*args, **kwargs)) / 8 for f, args, kwargs in calls]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ Seconds = dict[str, list[float]]
 
 
 def lowered(precision: str) -> AbstractContextManager[object]:
-    """Autocast on the CPU to bfloat16, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Autocast on the CPU to bfloat16, or none."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def interleaved(actions: Mapping[str, Action], rounds: int) -> Seconds:

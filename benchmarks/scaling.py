@@ -39,18 +39,16 @@ def point(batch: int, size: int, channels: int, steps: int, again: int, attentio
 
     from ddpm.denoiser import Codec, Eps, Index, NetworkDenoiser
     from ddpm.networks import UNetConfig
-    from ddpm.networks.blocks import checkpoint_activations
     from ddpm.objective import Denoising, Draws
     from ddpm.process import Linear, Process
     from ddpm.sampling import sample
-    from ddpm.training.machine import choose
+    from ddpm.training.machine import choose, executed
 
     torch.manual_seed(0)
     network = UNetConfig(channels=channels, mults=(1, 2, 2), blocks=1, attention=(1,) * attention, dropout=0.0).build((3, size, size))
     codec = Codec(shift=(0.0,) * 3, scale=(1.0,) * 3)
     denoiser = NetworkDenoiser(network, Process(Linear()), Eps(), Index(), codec, (3, size, size))
     machine = choose("cpu", "auto", threads or None, LARGE)
-    checkpoint_activations(network, bool(again))
     optimizer, loss_of = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True), Denoising().build()
     x0, u = torch.rand(batch, 3, size, size) * 2 - 1, torch.rand(batch, dtype=torch.float64)
 
@@ -68,7 +66,8 @@ def point(batch: int, size: int, channels: int, steps: int, again: int, attentio
     seconds: list[float] = []
     while len(seconds) < 4 or (len(seconds) < 9 and sum(seconds) < 4.0):
         began = time.perf_counter()
-        action()
+        with executed(network, "none", machine.device, checkpointing=bool(again)):
+            action()
         seconds.append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": statistics.median(seconds[1:]), "mib": (peak - before) / 1024}

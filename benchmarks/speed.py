@@ -1,8 +1,10 @@
 """How fast: this package, diffusers, denoising-diffusion-pytorch and azula in one run, in turns, beside what the machine can do.
 
     pip install diffusers denoising-diffusion-pytorch azula accelerate matplotlib
-    python benchmarks/speed.py --threads 2                       everything; about 25 minutes of two quiet cores
+    python benchmarks/speed.py --threads 2 --others              everything; about 30 minutes of two quiet cores
     python benchmarks/speed.py --threads 2 --parts unet --batches 32
+
+With --others also the large networks of denoising-diffusion-pytorch and azula, which are built otherwise.
 
 Parts: unet (Ho's CIFAR-10 network: training steps, forward passes), digits (whole training runs, loaders and logging included), sampling
 (64 digits at equal Frechet distance), quality (held-out loss of the fast ways beside plain operations in float32). Medians of --rounds
@@ -84,10 +86,8 @@ def main() -> int:
     for part in measured(args):
         part.print()
         parts.append(part)
-        if part.title.endswith("forward, batch 1"):
-            result["forward_vs_plain_batch_1"] = part.ratios["forward_vs_plain"]
-        else:
-            result |= part.ratios
+        alone = "_batch_1" if part.title.endswith("forward, batch 1") else ""
+        result |= {f"{name}{alone}": value for name, value in part.ratios.items()}
     if args.figure:
         draw([part for part in parts if not part.title.startswith(speed_quality.TITLE)], args.figure)
     print(json.dumps(result))

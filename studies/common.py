@@ -41,7 +41,7 @@ from ddpm.training import OptimizerSettings, TrainConfig, train
 from ddpm.training.checkpoints.storage import replace_text
 
 NETWORK = UNetConfig(channels=20, mults=(1, 2), blocks=1, attention=(1,), dropout=0.1, groups=4)
-STEPS, BATCH, SAMPLES, TESTS = 1500, 64, 898, 899
+STEPS, BATCH, SAMPLES, TESTS = 1000, 64, 898, 899
 LEVELS = torch.linspace(-8.0, 10.0, 37, dtype=torch.float64)  # log-SNR
 Found = dict[str, Any]
 

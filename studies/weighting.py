@@ -1,6 +1,6 @@
 """Why do likelihood and sample quality disagree? One network, one schedule, one budget; only the weight of the noise levels changes.
 
-    python studies/weighting.py --figure docs/studies/weighting.png
+    python studies/weighting.py --steps 1500 --figure docs/studies/weighting.png
     python studies/weighting.py --data cifar10-train.tar.xz --figure docs/studies/weighting-cifar10.png
 
 First the weightings w = w_simple^(1-p), from L_simple at p = 0 to the variational bound at p = 1. Then L_simple with one band of log-SNR at

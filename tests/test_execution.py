@@ -17,8 +17,8 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from ddpm.cli import main
 from ddpm.denoiser.serving import serving
 from ddpm.errors import ConfigError
-from ddpm.networks import MLPConfig, UNetConfig, blocks
-from ddpm.networks.blocks import checkpoint_activations, reference, uncompiled
+from ddpm.networks import MLPConfig, UNetConfig, blocks, fused
+from ddpm.networks.blocks import checkpoint_activations, checkpointable, reference, uncompiled
 from ddpm.training import TrainConfig, machine, train
 from ddpm.training.logbook import read_metrics
 from ddpm.training.machine import check_compiler, choose, executed
@@ -171,7 +171,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     """In place of what `network.compile(mode=...)` would use."""
     backend, plain = Counted(), nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, mode: plain(module, backend=backend))
-    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(fused, "compiler_of", lambda name: [name])
     return backend
 
 
@@ -198,9 +198,21 @@ def test_compiled_networks_are_not_packed(counted: Counted) -> None:
         assert any("forward" in vars(part) for part in network.modules())
 
 
+def test_checkpointing_by_the_user_outlives_a_run() -> None:
+    """What a run switches on it switches off; what was on before stays on, within it too."""
+    network = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,)).build((1, 8, 8))
+    parts = checkpointable(network)
+    for before in (False, True):
+        checkpoint_activations(network, before)
+        for wanted in (False, True):
+            with executed(network, "none", CPU, checkpointing=wanted):
+                assert {vars(part).get("again", False) for part in parts} == {before or wanted}
+            assert {vars(part).get("again", False) for part in parts} == {before}
+
+
 def test_compiling_says_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first step, not somewhere within it."""
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fused, "compiler_of", lambda name: None)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     for device, words in (("cpu", "needs a C.. compiler"), ("cuda", "needs triton")):
         with pytest.raises(ConfigError, match=f"compile: got default, which {words}"):
@@ -264,10 +276,11 @@ def test_threads_follow_the_size_of_the_network(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     found: list[int] = []
     for wanted, processes, asked, parameters in (
-        ("", "", None, 10), ("", "", None, 10_000_000), ("", "", 3, 10), ("5", "", None, 10), ("5", "", 3, 10), ("1", "2", None, 10_000_000)
+        ("", "", None, 10), ("", "", None, 10_000_000), ("", "", 3, 10), ("5", "", None, 10), ("5", "", 3, 10),
+        ("1", "2", None, 10_000_000), ("4,2", "", None, 10),
     ):  # fmt: skip
         for name, value in {"OMP_NUM_THREADS": wanted, "LOCAL_WORLD_SIZE": processes}.items():
             monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
         choose("cpu", "fp32", asked, parameters)
         found.append(torch.get_num_threads())
-    assert found == [2, 8, 3, 5, 3, 4]
+    assert found == [2, 8, 3, 5, 3, 4, 4]

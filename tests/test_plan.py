@@ -71,12 +71,14 @@ def test_activations_are_in_proportion_to_the_batch() -> None:
     script = """if True:
         import torch
         from ddpm.networks import UNetConfig
+        from ddpm.training.machine import executed
         from ddpm.training.memory import peak_memory, restart_peak
         torch.set_num_threads(1)
         network = UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=()).build((3, 16, 16)).train()
         for size in (64, 256):
             restart_peak()
-            network(torch.zeros(size, 3, 16, 16), torch.zeros(size), None)
+            with executed(network, "none", torch.device("cpu")):
+                network(torch.zeros(size, 3, 16, 16), torch.zeros(size), None)
             print(peak_memory())
     """  # a process of its own: what others have freed is not asked for again
     told = subprocess.run([sys.executable, "-c", script], env=environment(), check=True, capture_output=True, text=True).stdout

@@ -37,8 +37,8 @@ def blocks() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def studies() -> Iterator[ModuleType]:
-    yield from load("studies")
+def curves() -> Iterator[ModuleType]:
+    yield from load("curves")
 
 
 def says(sentence: str) -> None:
@@ -88,49 +88,49 @@ def test_files_it_points_to_exist() -> None:
 # --- its numbers -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_augmentation(studies: ModuleType) -> None:
+def test_augmentation(curves: ModuleType) -> None:
     says("gives $\\alpha_t$ and $\\sigma_t$ of the jump at every level to 1e-14")
-    assert max(studies.composed(LINEAR)) < 1e-14
+    assert max(curves.composed(LINEAR)) < 1e-14
     says("within 1.2e-8 of $N(0, 1)$ in total variation")
-    assert studies.distance_from_normal(LINEAR) == pytest.approx(1.2e-8, rel=0.05)
+    assert curves.distance_from_normal(LINEAR) == pytest.approx(1.2e-8, rel=0.05)
 
 
 @pytest.mark.parametrize(("s", "t", "percent"), [(0.0, 1.0, "100"), (0.4, 0.5, "59.7"), (0.49, 0.5, "9.5")])
-def test_regression_leaves_over(studies: ModuleType, s: float, t: float, percent: str) -> None:
+def test_regression_leaves_over(curves: ModuleType, s: float, t: float, percent: str) -> None:
     says(f"{percent} %")
-    assert 100 * studies.unexplained(LINEAR, s, t) == pytest.approx(float(percent), abs=0.05)
-    x0 = studies.draw(LINEAR, 40_000)  # and the pairs themselves say so
-    rng = studies.generator(1)
+    assert 100 * curves.unexplained(LINEAR, s, t) == pytest.approx(float(percent), abs=0.05)
+    x0 = curves.draw(LINEAR, 40_000)  # and the pairs themselves say so
+    rng = curves.generator(1)
     then, now = LINEAR.at(s), LINEAR.at(t)
     x_s = LINEAR.perturb(x0, torch.randn(x0.shape, dtype=x0.dtype, generator=rng), then)
     scale, std = LINEAR.transition(then, now)
     x_t = scale * x_s + std * torch.randn(x0.shape, dtype=x0.dtype, generator=rng)
     c_x0, c_xt, _ = LINEAR.posterior(then, now)
-    left = (x_s - c_x0 * studies.mixture(LINEAR)(x_t, now).x0 - c_xt * x_t).square().mean().item()
+    left = (x_s - c_x0 * curves.mixture(LINEAR)(x_t, now).x0 - c_xt * x_t).square().mean().item()
     assert 100 * left == pytest.approx(float(percent), rel=0.03)
 
 
 @pytest.mark.parametrize("step", [2, 10, 500, 1000])
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_bound_is_regression_and_a_constant(studies: ModuleType, step: int, shift: float) -> None:
+def test_bound_is_regression_and_a_constant(curves: ModuleType, step: int, shift: float) -> None:
     says("In the code the two agree to 1e-12 for a right and for a wrong denoiser")
-    assert studies.bound_minus_regression(LINEAR, step, shift) < 1e-12
+    assert curves.bound_minus_regression(LINEAR, step, shift) < 1e-12
 
 
-def test_neighbouring_levels(studies: ModuleType) -> None:
+def test_neighbouring_levels(curves: ModuleType) -> None:
     says("changes by at most 0.024")
-    change = [studies.change_between(LINEAR, (step - 1) / 1000, step / 1000) for step in (*range(2, 20), *range(20, 1000, 20), 1000)]
+    change = [curves.change_between(LINEAR, (step - 1) / 1000, step / 1000) for step in (*range(2, 20), *range(20, 1000, 20), 1000)]
     assert max(change) == pytest.approx(0.024, abs=5e-4)
 
 
 @pytest.mark.parametrize(
     ("step", "ratio", "words"), [(2, 1.8, "1.8 at the second level"), (100, 145, "145 at"), (1000, 1.2e6, "1.2 million at $t = 1$")]
 )
-def test_variance_of_the_gradient(studies: ModuleType, step: int, ratio: float, words: str) -> None:
+def test_variance_of_the_gradient(curves: ModuleType, step: int, ratio: float, words: str) -> None:
     says(words)
-    sampled, reduced = studies.gradient_variance(LINEAR, step)
+    sampled, reduced = curves.gradient_variance(LINEAR, step)
     assert sampled / reduced == pytest.approx(ratio, rel=0.03)
-    measured = studies.measured_gradient_variance(LINEAR, step)
+    measured = curves.measured_gradient_variance(LINEAR, step)
     assert measured == pytest.approx((sampled, reduced), rel=0.2)
 
 
@@ -147,17 +147,17 @@ ERRORS = {"analytic": (0.166, 0.0076, 0.00064), "large": (0.148, 0.022, 0.0026),
     ("variance", "steps"),
     [*((kind, steps) for kind in ERRORS for steps in (10, 100)), ("analytic", 1000), pytest.param("large", 1000, marks=pytest.mark.slow)],
 )
-def test_gaussian_steps(studies: ModuleType, variance: str, steps: int) -> None:
+def test_gaussian_steps(curves: ModuleType, variance: str, steps: int) -> None:
     says("the total variation is 0.166 for $T = 10$, 0.0076 for $T = 100$ and 0.00064 for $T = 1000$")
     says("it is 0.148, 0.022 and 0.0026; with the small one 0.272, 0.060 and 0.0086")
     wanted = ERRORS[variance][(10, 100, 1000).index(steps)]
-    assert studies.chain_error(studies.with_steps(LINEAR, steps), steps, variance) == pytest.approx(wanted, rel=0.02)
+    assert curves.chain_error(curves.with_steps(LINEAR, steps), steps, variance) == pytest.approx(wanted, rel=0.02)
 
 
-def test_walked_densities_are_those_of_samples(studies: ModuleType) -> None:
+def test_walked_densities_are_those_of_samples(curves: ModuleType) -> None:
     """The study's total variation against a histogram of the sampler's own output."""
-    process = studies.with_steps(LINEAR, 10)
-    x = sample(studies.Measured(process), n=4000, steps=10, sampler=Ancestral(variance="large"), clip="off", batch=4000, decode=False)
+    process = curves.with_steps(LINEAR, 10)
+    x = sample(curves.Measured(process), n=4000, steps=10, sampler=Ancestral(variance="large"), clip="off", batch=4000, decode=False)
     edges = torch.linspace(-3, 3, 31, dtype=torch.float64)
     share = torch.histogram(x[:, 0].double(), edges)[0] / len(x)
     cdf = 0.4 * torch.special.ndtr((edges + 1.2) / 0.2) + 0.6 * torch.special.ndtr((edges - 0.8) / 0.2)
@@ -167,20 +167,20 @@ def test_walked_densities_are_those_of_samples(studies: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "ratio", "words"), [(Eps(), 101, "factor of 101"), (X0(), 1.2e10, "1.2e10 for"), (V(), 1.2e6, "1.2e6 for $v$")]
 )
-def test_weight_in_the_bound(studies: ModuleType, kind: Eps | X0 | V, ratio: float, words: str) -> None:
+def test_weight_in_the_bound(curves: ModuleType, kind: Eps | X0 | V, ratio: float, words: str) -> None:
     says(words)
-    weights = [studies.bound_weight(LINEAR, kind, step) for step in (1, 2, *range(50, 1000, 7), 349, 1000)]
+    weights = [curves.bound_weight(LINEAR, kind, step) for step in (1, 2, *range(50, 1000, 7), 349, 1000)]
     assert max(weights) / min(weights) == pytest.approx(ratio, rel=0.02)
 
 
-def test_scores(studies: ModuleType) -> None:
+def test_scores(curves: ModuleType) -> None:
     says("the derivative of $\\log p_t$ agree to 1e-12")
-    assert max(studies.score_gap(LINEAR, t) for t in (0.1, 0.5, 0.9)) < 1e-12
-    excess, distance = studies.score_matching_offset(LINEAR, 0.3, 0.2)
+    assert max(curves.score_gap(LINEAR, t) for t in (0.1, 0.5, 0.9)) < 1e-12
+    excess, distance = curves.score_matching_offset(LINEAR, 0.3, 0.2)
     assert distance == pytest.approx(0.04)
     assert excess == pytest.approx(distance, rel=0.05)
     says("$(x_t + \\mathrm{std}^2 \\nabla \\log p_t) \\alpha_s / \\alpha_t$")
-    world, s, t = studies.mixture(LINEAR), LINEAR.at(0.1), LINEAR.at(0.2)
+    world, s, t = curves.mixture(LINEAR), LINEAR.at(0.1), LINEAR.at(0.2)
     x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     (scale, std), (c_x0, c_xt, _) = LINEAR.transition(s, t), LINEAR.posterior(s, t)
     torch.testing.assert_close((x + std**2 * world.score(x, t)) / scale, c_x0 * world(x, t).x0 + c_xt * x)
@@ -190,17 +190,17 @@ SCHEDULES = {"linear": Linear(), "sigmoid": Sigmoid(), "cosine": Cosine(clip=Non
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules(studies: ModuleType, name: str) -> None:
+def test_schedules(curves: ModuleType, name: str) -> None:
     says("the error is 0.166 for the linear schedule, 0.101 for the sigmoid, 0.064 for the cosine and 0.045 for the straight one")
     says("with 200 it is 0.0034, 0.0075, 0.0017 and 0.0025")
     wanted = dict(zip(SCHEDULES, ((0.166, 0.0034), (0.101, 0.0075), (0.064, 0.0017), (0.045, 0.0025)), strict=True))[name]
-    found = tuple(studies.chain_error(studies.with_steps(Process(SCHEDULES[name]), steps), steps, "analytic") for steps in (10, 200))
+    found = tuple(curves.chain_error(curves.with_steps(Process(SCHEDULES[name]), steps), steps, "analytic") for steps in (10, 200))
     assert found == pytest.approx(wanted, rel=0.03)
 
 
-def test_a_schedule_is_a_clock(studies: ModuleType) -> None:
+def test_a_schedule_is_a_clock(curves: ModuleType) -> None:
     says("gives the linear one's error to 1e-9")
-    linear, cosine = studies.with_steps(LINEAR, 50), Process(Cosine(clip=None, T=None))
+    linear, cosine = curves.with_steps(LINEAR, 50), Process(Cosine(clip=None, T=None))
     times = cosine.time_of(linear.log_snr(torch.arange(50, 0, -1, dtype=torch.float64) / 50))
-    other = studies.chain_error(cosine, 50, "analytic", times=times)
-    assert studies.chain_error(linear, 50, "analytic") == pytest.approx(other, abs=1e-9)
+    other = curves.chain_error(cosine, 50, "analytic", times=times)
+    assert curves.chain_error(linear, 50, "analytic") == pytest.approx(other, abs=1e-9)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import blocks
+import curves
 import matplotlib as mpl
-import studies
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -59,12 +59,12 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
 def augment() -> Figure:
     """Step 1: chains of the augmentation, and the densities they pass through."""
     figure, (left, right) = panels((1.15, 1.0))
-    path = studies.walk(LINEAR, studies.draw(LINEAR, 16, seed=2))[::10, :, 0]
+    path = curves.walk(LINEAR, curves.draw(LINEAR, 16, seed=2))[::10, :, 0]
     t = torch.linspace(0, 1, len(path))
     for column in range(path.shape[1]):
         left.plot(t, path[:, column], color=BLUE if path[0, column] > 0 else ORANGE, linewidth=0.8, alpha=0.8)
     dress(left, "16 data and their noisier copies: paths of the chain", "t", "$x_t$")
-    world = studies.mixture(LINEAR)
+    world = curves.mixture(LINEAR)
     x = torch.linspace(-3.5, 3.5, 501, dtype=torch.float64)[:, None]
     for level, color in zip((0.0, 0.05, 0.15, 0.3, 1.0), (BLUE, GREEN, ORANGE, RED, "black"), strict=True):
         right.plot(x[:, 0], world.log_density(x, LINEAR.at(level)).exp(), color=color, label=f"t = {level:g}")
@@ -76,8 +76,8 @@ def augment() -> Figure:
 def regression() -> Figure:
     """Step 2: one regression from noise to data, against a short step."""
     figure, axes = panels((1.0, 1.0, 1.0), 3.3)
-    world, x0 = studies.mixture(LINEAR), studies.draw(LINEAR, 1500, seed=7)
-    rng = studies.generator(8)
+    world, x0 = curves.mixture(LINEAR), curves.draw(LINEAR, 1500, seed=7)
+    rng = curves.generator(8)
     for ax, (s, t) in zip(axes, ((0.0, 1.0), (0.4, 0.5), (0.49, 0.5)), strict=True):
         now, then = LINEAR.at(t), LINEAR.at(s)
         scale, std = LINEAR.transition(then, now)
@@ -87,7 +87,7 @@ def regression() -> Figure:
         grid = torch.linspace(-3.3, 3.3, 301, dtype=torch.float64)[:, None]
         c_x0, c_xt, _ = LINEAR.posterior(then, now)
         ax.plot(grid, c_x0 * world(grid, now).x0 + c_xt * grid, color=RED, label=r"$\mathrm{E}[x_s\,|\,x_t]$")
-        left_over = 100 * studies.unexplained(LINEAR, s, t)
+        left_over = 100 * curves.unexplained(LINEAR, s, t)
         dress(ax, f"from t = {t:g} to s = {s:g}\nunexplained: {left_over:.3g} % of Var $x_s$", f"$x_t$, t = {t:g}", f"$x_s$, s = {s:g}")
         ax.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
     axes[0].legend(loc="upper left")
@@ -97,7 +97,7 @@ def regression() -> Figure:
 def sharing() -> Figure:
     """Step 3: the best eps_hat as one function of x and t."""
     figure, (left, right) = panels((1.15, 1.0))
-    world = studies.mixture(LINEAR)
+    world = curves.mixture(LINEAR)
     x = torch.linspace(-2.5, 2.5, 160, dtype=torch.float64)[:, None]
     t = torch.linspace(0.005, 1, 160, dtype=torch.float64)
     surface = torch.stack([world(x, LINEAR.at(level)).eps[:, 0] for level in t], 1)
@@ -108,7 +108,7 @@ def sharing() -> Figure:
     steps = [2, 3, 5, 8, 12, 20, 35, 60, 100, 160, 250, 400, 600, 800, 1000]
     for distance, color in ((1, BLUE), (10, ORANGE), (100, RED)):
         after = [step for step in steps if step > distance]
-        change = [studies.change_between(LINEAR, (step - distance) / 1000, step / 1000) for step in after]
+        change = [curves.change_between(LINEAR, (step - distance) / 1000, step / 1000) for step in after]
         right.loglog(
             [step / 1000 for step in after], change, color=color, marker="o", markersize=3, label=f"{distance} of 1000 levels apart"
         )
@@ -121,8 +121,8 @@ def reduction() -> Figure:
     """Step 4: variance of the gradient of the step-wise regression, with x_s sampled and with its mean."""
     figure, (left, right) = panels()
     steps = [2, 3, 4, 6, 10, 16, 25, 40, 63, 100, 160, 250, 400, 630, 1000]
-    exact = [studies.gradient_variance(LINEAR, step) for step in steps]
-    seen = [studies.measured_gradient_variance(LINEAR, step) for step in steps]
+    exact = [curves.gradient_variance(LINEAR, step) for step in steps]
+    seen = [curves.measured_gradient_variance(LINEAR, step) for step in steps]
     t = [step / 1000 for step in steps]
     for column, (color, label) in enumerate(((ORANGE, "$x_s$ sampled"), (BLUE, r"$x_s$ replaced by its mean given $x_t$, $x_0$"))):
         left.loglog(t, [row[column] for row in exact], color=color, label=label)
@@ -131,9 +131,9 @@ def reduction() -> Figure:
     left.set_ylim(1e-9, 1e4)
     left.legend(loc="upper right")
     for length, color in ((10, GREEN), (100, RED), (1000, BLUE)):
-        process = studies.with_steps(LINEAR, length)
+        process = curves.with_steps(LINEAR, length)
         some = sorted({round(step * length / 1000) for step in steps} - {0, 1} | {2})
-        ratio = [sampled / reduced for sampled, reduced in (studies.gradient_variance(process, step) for step in some)]
+        ratio = [sampled / reduced for sampled, reduced in (curves.gradient_variance(process, step) for step in some)]
         right.loglog([step / length for step in some], ratio, color=color, marker="o", markersize=3, label=f"T = {length}")
     dress(right, "how many times less variance", "t", "sampled / replaced")
     right.legend()
@@ -144,7 +144,7 @@ def gaussian() -> Figure:
     """Step 4: the Gaussian assumption, one step and a whole chain."""
     figure, axes = panels((0.85, 0.85, 1.3), 3.5)
     for ax, s in zip(axes, (0.1, 0.19), strict=False):
-        y, exact, normal = studies.reverse_densities(LINEAR, s, 0.2, -0.1)
+        y, exact, normal = curves.reverse_densities(LINEAR, s, 0.2, -0.1)
         ax.fill_between(y, exact, color=BLUE, alpha=0.35, linewidth=0, label="exact")
         ax.plot(y, normal, color=RED, label="Gaussian")
         dress(ax, f"one step, t = 0.2 to {s:g}\n({'T = 10' if s == 0.1 else 'T = 100'})", "$x_s$", r"$q(x_s\,|\,x_t = -0.1)$")
@@ -153,14 +153,14 @@ def gaussian() -> Figure:
         ax.legend(loc="upper right", fontsize=8)
     lengths = (10, 20, 50, 100, 200, 500, 1000)
     last = axes[2]
-    lines: tuple[tuple[studies.Variance, bool, str, str, str], ...] = (
+    lines: tuple[tuple[curves.Variance, bool, str, str, str], ...] = (
         ("small", False, ORANGE, "o-", "small"),
         ("large", False, GREEN, "s-", "large"),
         ("analytic", False, BLUE, "D-", "analytic"),
         ("analytic", True, "black", "x:", "analytic, noise at the last step too"),
     )
     for variance, noisy_end, color, mark, label in lines:
-        error = [studies.chain_error(studies.with_steps(LINEAR, length), length, variance, noisy_end=noisy_end) for length in lengths]
+        error = [curves.chain_error(curves.with_steps(LINEAR, length), length, variance, noisy_end=noisy_end) for length in lengths]
         last.loglog(lengths, error, mark, color=color, markersize=4, label=label)
     last.loglog((50, 1000), (0.012, 0.0006), color=GREY, linewidth=0.8, linestyle="--", label="slope -1")
     dress(last, "a whole chain of Gaussian steps", "steps T", "total variation to the data, 0 to 1")
@@ -177,7 +177,7 @@ def targets() -> Figure:
     steps = [1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, 160, 250, 400, 630, 800, 1000]
     for kind, color, label in kinds:
         axes[0].loglog(
-            [step / 1000 for step in steps], [studies.bound_weight(LINEAR, kind, step) for step in steps], color=color, label=label
+            [step / 1000 for step in steps], [curves.bound_weight(LINEAR, kind, step) for step in steps], color=color, label=label
         )
         axes[1].plot(levels := torch.linspace(-10, 9, 77).tolist(), [best(kind, level) for level in levels], color=color, label=label)
     dress(axes[0], "weight of |error of F|$^2$ in the bound", "t", "weight in one step's term, T = 1000")
@@ -198,7 +198,7 @@ def targets() -> Figure:
 
 def best(kind: Eps | X0 | V, level: float) -> float:
     """Error of the best prediction of F at a log-SNR."""
-    return studies.best_error(LINEAR, kind, LINEAR.at(LINEAR.time_of(level)))[1]
+    return curves.best_error(LINEAR, kind, LINEAR.at(LINEAR.time_of(level)))[1]
 
 
 def schedules() -> Figure:
@@ -215,7 +215,7 @@ def schedules() -> Figure:
     for schedule, color, mark in members:
         process, name = Process(schedule), type(schedule).__name__.lower()
         left.plot(t, process.log_snr(t), color=color, label=name)
-        error = [studies.chain_error(studies.with_steps(process, length), length, "analytic") for length in lengths]
+        error = [curves.chain_error(curves.with_steps(process, length), length, "analytic") for length in lengths]
         right.loglog(lengths, error, mark, color=color, markersize=4, label=name)
     left.set_ylim(-14, 14)
     dress(left, "log-SNR by time", "t", r"log-SNR, $\log\,\alpha^2/\sigma^2$")

@@ -36,6 +36,7 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
   ddpm sample runs/digits --from drawing.png --strength 0.5    variations of a picture
 """
 
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """What is drawn, how, and where it goes."""

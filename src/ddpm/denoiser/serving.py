@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm.networks import fused
+
 Call = Callable[[Tensor], Tensor]
 
 
@@ -19,6 +21,20 @@ class HasLayout(Protocol):
     """A network that lays its tensors out in memory as it is told."""
 
     layout: torch.memory_format
+
+
+@contextmanager
+def laid_out(module: nn.Module, last: bool) -> Generator[None]:
+    """Within this context the networks in `module` that have a layout keep pictures channels last, where that is wanted."""
+    networks = [part for part in module.modules() if isinstance(part, HasLayout)] if last else []
+    before = [network.layout for network in networks]
+    try:
+        for network in networks:
+            network.layout = torch.channels_last
+        yield
+    finally:
+        for network, layout in zip(networks, before, strict=True):
+            network.layout = layout
 
 
 @runtime_checkable
@@ -45,16 +61,18 @@ def evaluating(module: nn.Module) -> Generator[None]:
 def serving(denoiser: nn.Module, device: torch.device, autocast: torch.dtype | None) -> Generator[None]:
     """Within this context the denoiser is in evaluation mode and runs in `autocast`; its weights, which must not change, are cast once.
 
-    On a CPU in bfloat16 they are also laid out once as its kernels want them, and pictures go channels last: the same products of the
-    same numbers, summed in another order. Calls that want gradients, and parts that switch autocast off, go the ordinary way; so does a
-    network within `networks.blocks.reference`, or compiled.
+    On a CPU in bfloat16 they are also laid out once as its kernels want them, and pictures go channels last, in float32 where there is a
+    group norm for them: the same products of the same numbers, summed in another order. Calls that want gradients, and parts that switch
+    autocast off, go the ordinary way; so does a network within `networks.blocks.reference`, or compiled.
     """
     with evaluating(denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        if device.type == "cpu" and autocast == torch.bfloat16 and not any(map(_chosen, denoiser.modules())):
+        free = device.type == "cpu" and not any(map(_chosen, denoiser.modules()))
+        if free and autocast == torch.bfloat16:
             with packed(denoiser):
                 yield
-        else:
-            yield  # autocast keeps what it has cast until this ends
+        else:  # autocast keeps what it has cast until this ends
+            with laid_out(denoiser, free and fused.library() is not None):
+                yield
 
 
 def _chosen(part: nn.Module) -> bool:
@@ -66,19 +84,14 @@ def _chosen(part: nn.Module) -> bool:
 def packed(module: nn.Module) -> Generator[None]:
     """Within this context every linear layer and 2D convolution of `module` multiplies bfloat16 weights laid out for the CPU."""
     layers = [layer for layer in module.modules() if _packable(layer)]
-    networks = [part for part in module.modules() if isinstance(part, HasLayout)]
-    layouts = [network.layout for network in networks]
-    try:
-        for layer in layers:
-            layer.forward = partial(_call, layer.forward, _pack(layer))
-        for network in networks:
-            network.layout = torch.channels_last
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
-        for network, layout in zip(networks, layouts, strict=True):
-            network.layout = layout
+    with laid_out(module, True):
+        try:
+            for layer in layers:
+                layer.forward = partial(_call, layer.forward, _pack(layer))
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
 
 
 def _packable(layer: nn.Module) -> bool:

@@ -15,10 +15,9 @@ import torch
 
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Card
-from ddpm.networks.blocks import checkpoint_activations
 from ddpm.training.build import build_denoiser, cond_spec
 from ddpm.training.config import TrainConfig
-from ddpm.training.machine import Machine
+from ddpm.training.machine import Machine, executed
 from ddpm.training.memory import peak_memory, restart_peak
 from ddpm.training.run import train
 
@@ -130,7 +129,6 @@ def activations_of(config: TrainConfig, card: Card, machine: Machine) -> int:
     assert config.network is not None  # `measured` chose it
     spec = cond_spec(card, config)
     network = config.network.build(card.shape, 2 if config.loss.learned_variance else 1, spec).to(machine.device).train()
-    checkpoint_activations(network, config.gradient_checkpointing)
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     held: dict[int, torch.Tensor] = {}
 
@@ -147,6 +145,7 @@ def activations_of(config: TrainConfig, card: Card, machine: Machine) -> int:
     }
     given = {key: cond[key].to(machine.device) for key in spec.keys} or None
     with (
+        executed(network, "none", machine.device, checkpointing=config.gradient_checkpointing),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(machine.device.type, machine.autocast, enabled=machine.autocast is not None),
     ):

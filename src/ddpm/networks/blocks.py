@@ -81,6 +81,19 @@ def checkpoint_activations(network: nn.Module, wanted: bool) -> None:
             part.again = wanted
 
 
+@contextmanager
+def checkpointed(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within this context `checkpoint_activations(network, True)` where wanted; afterwards every part is as it was before."""
+    before = [(part, part.again) for part in network.modules() if isinstance(part, Part)]
+    if wanted:
+        checkpoint_activations(network, True)
+    try:
+        yield
+    finally:
+        for part, again in before:
+            part.again = again
+
+
 def checkpointable(network: nn.Module) -> list[nn.Module]:
     """The parts that can be computed twice; ConfigError where there are none."""
     parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, ResidualBlock | Attention)]
@@ -123,7 +136,7 @@ class GroupNorm(Part, nn.GroupNorm):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, *, swish: bool = False) -> Tensor:
         """x (B, C, *axes), shift (B, C); returns the same shape and layout. With a shift x may be overwritten."""
-        if not self.plain and fused.fits(self, x):
+        if not self.plain and fused.fits(self, x, shift):
             return fused.norm_swish(self, x, shift, swish)
         if shift is not None:
             x = x + spread(shift, x) if self.plain else x.add_(spread(shift, x))

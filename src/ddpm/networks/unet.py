@@ -109,8 +109,9 @@ class UNet(nn.Module):
         """
         self._check(x, c_noise)
         emb = F.silu(self.embed(c_noise, cond))
-        x_in = with_fields(x, cond, self.cond).contiguous(memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
-        skips = [self.stem(x_in)]
+        layout = self.layout if x.ndim == 4 else torch.contiguous_format
+        x_in = with_fields(x, cond, self.cond).contiguous(memory_format=layout)
+        skips = [self.stem(x_in).contiguous(memory_format=layout)]  # a picture of one channel has both layouts at once: what follows, not
         for level in self.down:
             skips += level(skips[-1], emb)
         h = self.middle(skips[-1], emb)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -14,10 +13,10 @@ import torch
 from torch import nn
 
 from ddpm.cache import folder
-from ddpm.denoiser.serving import HasLayout
+from ddpm.denoiser.serving import laid_out
 from ddpm.errors import ConfigError
 from ddpm.networks import fused
-from ddpm.networks.blocks import checkpoint_activations, uncompiled
+from ddpm.networks.blocks import checkpointed, uncompiled
 
 LARGE = 5_000_000  # parameters from which bfloat16 and more threads than a few pay on a CPU
 FEW = 2  # threads of a smaller network: its operations are too short to be shared out further
@@ -37,10 +36,10 @@ class Machine(NamedTuple):
 
 
 def _cpu_has_bf16() -> bool:
-    flags = ("avx512_bf16", "amx_bf16")
+    flags = ("avx512_bf16", "amx_bf16", "bf16")  # the last: Arm's
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as info:
-            line = next((line for line in info if line.startswith("flags")), "")
+            line = next((line for line in info if line.startswith(("flags", "Features"))), "")
     except OSError:
         return False
     return any(flag in line.split() for flag in flags)
@@ -64,7 +63,7 @@ def choose(device: str, precision: str, threads: int | None, parameters: int) ->
     """
     device, large = device_of(device), parameters > LARGE
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sharing, wanted = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("OMP_NUM_THREADS", "")
+    sharing, wanted = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     cores = max(1, cores // int(sharing or "1"))  # processes of one machine share its cores
     if wanted.isdecimal() and not sharing:  # torchrun sets it to 1, whatever there is
         threads = threads or int(wanted)
@@ -87,8 +86,8 @@ def check_compiler(mode: str, device: torch.device) -> None:
     """ConfigError where the machine lacks what torch.compile needs on this device."""
     if mode == "none":
         return
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++")
+    if device.type == "cpu" and fused.compiler_of(compiler) is None:
         raise ConfigError(f"compile: got {mode}, which needs a C++ compiler, and {compiler} is not found; install it, set CXX, or use none")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ConfigError(f"compile: got {mode}, which needs triton on this device; pip install triton, or use none")
@@ -103,21 +102,14 @@ def executed(network: nn.Module, mode: str, device: torch.device, *, checkpointi
     another, or the folder cannot be written. Raises ConfigError as `check_compiler`.
     """
     check_compiler(mode, device)
-    layout = network.layout if isinstance(network, HasLayout) else None
-    checkpoint_activations(network, checkpointing)
-    with uncompiled(network):
+    with uncompiled(network), checkpointed(network, checkpointing), laid_out(network, _wants_channels_last(device, mode != "none")):
         try:
-            if isinstance(network, HasLayout) and _wants_channels_last(device, mode != "none"):
-                network.layout = torch.channels_last
             if mode != "none":
                 _keep_translations()
                 network.compile(mode=mode)
             yield
         finally:
             vars(network).pop("_compiled_call_impl", None)
-            if isinstance(network, HasLayout) and layout is not None:
-                network.layout = layout
-            checkpoint_activations(network, False)
 
 
 def _wants_channels_last(device: torch.device, compiled: bool) -> bool:

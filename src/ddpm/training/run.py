@@ -19,6 +19,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
+from ddpm.networks import UNetConfig, fused
 from ddpm.networks.blocks import checkpointable
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
@@ -123,7 +124,7 @@ def _resume(
     if turned:
         say(turned)
     for name, version in versions().items():
-        if before["versions"].get(name) != version:
+        if before["versions"].get(name, version) != version:
             say(f"written with {name} {before['versions'].get(name)}, now {version}: the result may differ in the last bits")
     threads = before["threads"]
     if threads != torch.get_num_threads():
@@ -152,6 +153,8 @@ def _introduce(config: TrainConfig, dataset: Dataset, machine: Machine, state: R
     many = f"{world.size} processes, " if world.size > 1 else ""
     say(f"{card.name}: {card.count} samples {card.shape}{held}; {count:,} parameters; seed {config.seed}")
     say(f"{many}{machine.device}, {torch.get_num_threads()} threads, {machine.precision} ({machine.why}); run folder {config.out}")
+    if machine.device.type == "cpu" and sys.platform == "linux" and fused.library() is None and isinstance(config.network, UNetConfig):
+        say("no C++ compiler, by $CXX or as g++, or it failed: group norm goes by torch's operators, which is slower")
 
 
 def _logbook(run: Path, config: TrainConfig, state: RunState, world: World, quiet: bool, trackers: Sequence[Tracker]) -> Logbook | Unlogged:

@@ -15,6 +15,7 @@ import ddpm
 from ddpm.config import dump_toml, from_dict, to_dict
 from ddpm.denoiser import Card, Codec, NetworkDenoiser
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.networks import fused
 from ddpm.objective import Loss
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.weights import weight_set
@@ -77,8 +78,9 @@ SHAPE = {  # another value makes another model
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint was written with."""
-    return {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0]}
+    """What a checkpoint was written with, as far as the last bits depend on it."""
+    norm = "torch's" if fused.library() is None else "this package's"
+    return {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0], "group norm": norm}
 
 
 def model_tensors(denoiser: NetworkDenoiser) -> dict[str, torch.Tensor]:

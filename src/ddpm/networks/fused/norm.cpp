@@ -2,12 +2,13 @@
 // positions and the channels of a group, e (B, C), and f the identity or swish, f(z) = z / (1 + exp(-z)); and the gradients.
 //
 // One unit of work is a sample and a run of whole groups. It reads its part of x twice, from the processor's cache the second time. Sums
-// are in float32 over CHUNK positions, in float64 beyond, and about the first position's value, so a mean far from zero costs nothing.
+// are in float32 over CHUNK positions, in float64 beyond, and about the middle of three values, so a mean far from zero costs nothing.
 // Results do not depend on the number of threads. OpenMP is that of the process: torch's.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 #include <vector>
 
 namespace {
@@ -43,14 +44,18 @@ template <long K> inline void put(bfloat16* to, Floats<K> value) {  // to the ne
 
 // 1 / (1 + exp(-z)), exp to 2 units in the last place: 2^n p(r), |r| <= ln(2) / 2, p Taylor's. Beyond +-87 as at +-87; NaN stays NaN.
 template <long K> inline Floats<K> logistic(Floats<K> z) {
-    Floats<K> x = -z;
-    x = x > 87.0f ? x - x + 87.0f : x;
-    x = x < -87.0f ? x - x - 87.0f : x;
+    const Floats<K> far = Floats<K>{} + 87.0f;
+    Floats<K> x = z > far ? -far : z < -far ? far : -z;
     Floats<K> n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 2^23: rounds to a whole number
     Floats<K> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Floats<K> p = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
     auto power = (Floats<K>)((__builtin_convertvector(n, typename Lanes<K>::i32) + 127) << 23);
     return 1 / (1 + p * power);
+}
+
+template <long K> inline Floats<K> middle(Floats<K> a, Floats<K> b, Floats<K> c) {
+    const Floats<K> low = a < b ? a : b, high = a < b ? b : a, rest = high < c ? high : c;
+    return low < rest ? rest : low;
 }
 
 // Calls body.operator()<K>(c) for consecutive c over `width` channels, K of them at once.
@@ -63,9 +68,12 @@ template <class Body> inline void over_channels(long width, Body body) {
 
 struct Sizes { long B, N, C, G; };
 
-// Runs body(b, first, width) for every sample and run of whole groups of about RUN channels, on all threads.
+// Runs body(b, first, width) for every sample and run of whole groups of about RUN channels, fewer where threads would be idle.
 template <class Body> void over_units(const Sizes& size, Body body) {
-    const long depth = size.C / size.G, groups = depth >= RUN ? 1 : RUN / depth, width = groups * depth, runs = (size.C + width - 1) / width;
+    const long depth = size.C / size.G;
+    long groups = depth >= RUN ? 1 : RUN / depth;
+    while (groups > 1 && groups * depth >= 32 && size.B * ((size.G + groups - 1) / groups) < omp_get_max_threads()) groups = (groups + 1) / 2;
+    const long width = groups * depth, runs = (size.C + width - 1) / width;
 #pragma omp parallel for schedule(static)
     for (long unit = 0; unit < size.B * runs; unit++) {
         const long first = unit % runs * width;
@@ -96,7 +104,7 @@ void moments(const T* x, const float* e, float* mean, float* moment, const Sizes
     std::vector<double> square(width);  // summed, about the channel's mean
     over_channels(width, [&]<long K>(long c) {
         const T* from = x + b * N * C + first + c;
-        const Floats<K> pivot = get<K>(from);
+        const Floats<K> pivot = middle<K>(get<K>(from + N / 4 * C), get<K>(from + N / 2 * C), get<K>(from + N * 3 / 4 * C));
         double s[K] = {}, q[K] = {};
         for (long start = 0; start < N; start += CHUNK) {
             Floats<K> a = {}, d = {};
