@@ -77,7 +77,7 @@ def serving(denoiser: nn.Module, device: torch.device, autocast: torch.dtype | N
 
 def _chosen(part: nn.Module) -> bool:
     """Whether somebody has chosen how the part is executed: by the textbook, or compiled."""
-    return getattr(part, "plain", False) or vars(part).get("_compiled_call_impl") is not None
+    return getattr(part, "plain", False) is True or vars(part).get("_compiled_call_impl") is not None
 
 
 @contextmanager
