@@ -162,10 +162,13 @@ def their_step(peer: Peer, x0: Tensor) -> Action:
 
 
 def forward(call: Network, x: Tensor, t: Tensor, precision: str) -> Action:
-    """One pass without gradients. Within an outer autocast what was cast in one pass is there in the next, as in a loop of sampling."""
+    """One pass without gradients. Within an outer autocast what was cast in one pass is there in the next, as in a loop of sampling.
+
+    Not in inference mode, where autocast keeps nothing.
+    """
 
     def run() -> None:
-        with torch.inference_mode(), lowered(precision):
+        with torch.no_grad(), lowered(precision):
             call(x, t)
 
     return run

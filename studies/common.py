@@ -207,6 +207,24 @@ def table(rows: Mapping[str, Mapping[str, tuple[float, float]]], digits: int = 3
     return "\n".join(lines)
 
 
+def finite(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """The rows without what could not be measured, for JSON."""
+    return {name: {key: value for key, value in row.items() if math.isfinite(value[0])} for name, row in rows.items()}
+
+
+def about(args: argparse.Namespace) -> str:
+    """The figure's title: data, and what its bars are."""
+    data = "digits, 8x8" if args.data is None else f"{Path(args.data).name}, 16x16"
+    return f"{data}: mean and standard error of {args.seeds} seeds"
+
+
+def save(drawing: Any, path: Path) -> None:
+    """Write the figure, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=130)
+    print(path)
+
+
 def arguments(study: str, text: str, *, seeds: int = 3) -> argparse.Namespace:
     """The flags all studies have."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import TESTS, Found, Job, World, arguments, column, distance, mean, perform, run, settings, table
+from common import TESTS, Found, Job, World, about, arguments, column, distance, finite, mean, perform, run, save, settings, table
 
 from ddpm.denoiser import Denoiser
 from ddpm.denoiser.parameterization import X0, Eps, Parameterization, PosteriorMean, V
@@ -80,9 +80,7 @@ def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
         axis.tick_params(axis="y", which="minor", labelsize=7)
     axes[0].legend(frameon=False, fontsize=8)
     drawing.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
-    print(path)
+    save(drawing, path)
 
 
 def main() -> int:
@@ -92,8 +90,8 @@ def main() -> int:
     scores = {name: {key: mean(column(rows, key)) for key in ("frechet", "bits")} for name, rows in found.items()}
     print(table(scores))
     if args.figure:
-        figure(found, args.figure, f"{'digits, 8x8' if args.data is None else args.data}: mean and standard error of {args.seeds} seeds")
-    print(json.dumps({name: {key: value for key, value in row.items() if math.isfinite(value[0])} for name, row in scores.items()}))
+        figure(found, args.figure, about(args))
+    print(json.dumps(finite(scores)))
     return 0
 
 

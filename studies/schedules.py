@@ -16,7 +16,6 @@ the seeds, and bits per dimension.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Found, Job, World, arguments, bits, column, distance, mean, perform, run, settings, table, world
+from common import Found, Job, World, about, arguments, bits, column, distance, finite, mean, perform, run, save, settings, table, world
 
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Denoiser
@@ -91,9 +90,7 @@ def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
         axis.set_ylabel("Frechet distance over the data's own")
     axes[0, 0].legend(frameon=False, fontsize=8)
     drawing.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
-    print(path)
+    save(drawing, path)
 
 
 def main() -> int:
@@ -106,9 +103,8 @@ def main() -> int:
     scores = {name: {key: mean(column(rows, key)) for key in keys} for name, rows in found.items()}
     print(table(scores))
     if args.figure:
-        data = "digits, 8x8" if args.data is None else f"{Path(args.data).name}, 16x16"
-        figure(found, args.figure, f"{data}: mean and standard error of {args.seeds} seeds")
-    print(json.dumps({name: {key: value for key, value in row.items() if math.isfinite(value[0])} for name, row in scores.items()}))
+        figure(found, args.figure, about(args))
+    print(json.dumps(finite(scores)))
     return 0
 
 

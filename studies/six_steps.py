@@ -29,7 +29,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import NETWORK, TESTS, Found, Job, World, arguments, bits, column, distance, mean, perform, run, settings, table, trained, world
+from common import (
+    NETWORK,
+    TESTS,
+    Found,
+    Job,
+    World,
+    about,
+    arguments,
+    bits,
+    column,
+    distance,
+    finite,
+    mean,
+    perform,
+    run,
+    save,
+    settings,
+    table,
+    trained,
+    world,
+)
 from torch import Tensor, nn
 
 from ddpm.config import setting
@@ -181,9 +201,7 @@ def figure(scores: dict[str, dict[str, list[float]]], path: Path, title: str) ->
     axis.set(xscale="log", xlabel="Frechet distance over the data's own (1: as close as data are)")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_title(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
-    print(path)
+    save(drawing, path)
 
 
 def main() -> int:
@@ -194,8 +212,8 @@ def main() -> int:
     means = {name: {key: mean(values) for key, values in row.items()} for name, row in scores.items()}
     print(table(means))
     if args.figure:
-        figure(scores, args.figure, f"{'digits, 8x8' if args.data is None else args.data}: mean and standard error of {args.seeds} seeds")
-    print(json.dumps({name: {key: value for key, value in row.items() if math.isfinite(value[0])} for name, row in means.items()}))
+        figure(scores, args.figure, about(args))
+    print(json.dumps(finite(means)))
     return 0
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SAMPLES, Found, Job, World, arguments, column, perform, settings, trained, world
+from common import SAMPLES, Found, Job, World, arguments, column, perform, save, settings, trained, world
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -195,9 +195,7 @@ def figure(found: dict[str, list[Found]], path: Path, shape: tuple[int, ...]) ->
     axes[1].axhline(0.01, color="0.6", linestyle="--", linewidth=0.8)
     for axis in axes[:2]:
         axis.set_xticks(range(len(found)), list(found))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
-    print(path)
+    save(drawing, path)
 
 
 def main() -> int:

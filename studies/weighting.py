@@ -23,7 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LEVELS, Found, Job, World, arguments, bits, column, distance, errors, mean, paired, perform, run, settings, table
+from common import (
+    LEVELS,
+    Found,
+    Job,
+    World,
+    about,
+    arguments,
+    bits,
+    column,
+    distance,
+    errors,
+    mean,
+    paired,
+    perform,
+    run,
+    save,
+    settings,
+    table,
+)
 
 from ddpm.config import setting
 from ddpm.denoiser import Denoiser
@@ -98,7 +116,7 @@ def effective(schedule: Cosine | Linear) -> torch.Tensor:
     return weight / weight.max()
 
 
-def figure(found: dict[str, list[Found]], path: Path, name: str) -> None:
+def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
     """Six panels: the trade, where bits are spent, rate and distortion; the effective weight, and the bands' effect on both scores."""
     import matplotlib.pyplot as plt
 
@@ -127,10 +145,8 @@ def figure(found: dict[str, list[Found]], path: Path, name: str) -> None:
             axis.axvspan(max(low, -9), min(high, 11), color="0.95" if EDGES.index(low) % 2 else "1.0", zorder=0)
         axis.axhline(0.0, color="0.6", linewidth=0.8)
         axis.set(xlabel=f"band of log-SNR counted {FACTOR:g} times", ylabel=f"change of {said}", title=f"{said}: lower is better")
-    drawing.suptitle(f"{name}: mean and standard error of {len(found['power 0'])} seeds", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
-    print(path)
+    drawing.suptitle(title, fontsize=10)
+    save(drawing, path)
 
 
 def main() -> int:
@@ -146,7 +162,7 @@ def main() -> int:
     }
     print(table(changes, 4))
     if args.figure:
-        figure(found, args.figure, "digits, 8x8" if args.data is None else f"{Path(args.data).name}, 16x16")
+        figure(found, args.figure, about(args))
     print(json.dumps({"scores": scores, "changes": changes}))
     return 0
 

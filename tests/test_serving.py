@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm.denoiser import Codec, Eps, Index, NetworkDenoiser
 from ddpm.denoiser.serving import evaluating, packed, serving
+from ddpm.guidance import ClassifierFree
 from ddpm.networks import UNetConfig
 from ddpm.networks.blocks import GroupNorm, reference
+from ddpm.process import Cosine, Process
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -104,6 +107,17 @@ def test_gradients_go_the_ordinary_way() -> None:
     with serving(network, CPU, BF16), torch.enable_grad():
         network.layout = torch.contiguous_format  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
         assert torch.equal(gradient(), ordinary)
+
+
+def test_a_guided_model_is_laid_out_as_its_own_is() -> None:
+    """Its method `plain` is no choice of how it runs."""
+    process = Process(Cosine())
+    codec = Codec(shift=(0.0,) * 3, scale=(1.0,) * 3)
+    network = networks()["unet"]
+    shape = tuple(inputs()[0].shape[1:])
+    guided = ClassifierFree(NetworkDenoiser(network, process, Eps(), Index(), codec, shape), 2.0)
+    with serving(guided, CPU, BF16):
+        assert any("forward" in vars(part) for part in network.modules())
 
 
 def test_other_precisions_and_parts_of_weights_are_left_alone() -> None:

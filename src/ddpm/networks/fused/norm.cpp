@@ -53,6 +53,7 @@ template <long K> inline Floats<K> logistic(Floats<K> z) {
     return 1 / (1 + p * power);
 }
 
+// The middle one of three, lane by lane.
 template <long K> inline Floats<K> middle(Floats<K> a, Floats<K> b, Floats<K> c) {
     const Floats<K> low = a < b ? a : b, high = a < b ? b : a, rest = high < c ? high : c;
     return low < rest ? rest : low;
