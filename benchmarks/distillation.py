@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ddpm.config import Layer, resolve
 from ddpm.data import open_data
-from ddpm.denoiser import Codec, Mixture, NetworkDenoiser, V, default_clock
+from ddpm.denoiser import Codec, Index, Mixture, NetworkDenoiser, V, default_clock
 from ddpm.distillation import Consistency, ContinuousConsistency, Distillation, DistillConfig, Matching, Progressive, distill
 from ddpm.distillation.matching import MatchingLoss
 from ddpm.evaluation.extractors import Learned
@@ -80,9 +80,9 @@ class Pupil:
         network = copy.deepcopy(network) if network else MLPConfig(width=128, depth=3, dropout=0.0).build((2,), 1, CondSpec())
         student = settings.student(self.process) if settings else None
         codec = Codec(shift=(0.0, 0.0), scale=(1.0, 1.0))
-        return NetworkDenoiser(
-            network.requires_grad_(True), self.process, V(), default_clock(self.process.schedule), codec, (2,), student=student
-        )
+        slow = isinstance(settings, ContinuousConsistency)
+        clock = Index(scale=settings.clock) if slow else default_clock(self.process.schedule)
+        return NetworkDenoiser(network.requires_grad_(True), self.process, V(), clock, codec, (2,), student=student)
 
     def fit(self, denoiser: NetworkDenoiser, loss: Loss, steps: int, lr: float) -> NetworkDenoiser:
         """AdamW, warm-up and cosine decay, and an average of the last weights."""

@@ -12,6 +12,7 @@ import torch
 import ddpm
 from ddpm.cli import main
 from ddpm.data import Dataset
+from ddpm.denoiser import Index
 from ddpm.distillation import (
     METHODS,
     Consistency,
@@ -107,6 +108,11 @@ def test_killed_and_resumed_it_is_the_same_to_the_last_bit(
     found, expected = digests(tmp_path / "killed"), digests(tmp_path / "straight")
     assert found == expected
     assert ("loss/fake.network.head.weight" in found) == isinstance(method, Matching)
+
+
+def test_continuous_time_slows_the_clock_down(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    quiet(teacher, asked(ContinuousConsistency(clock=5.0), tmp_path / "student", updates=1), data)
+    assert ddpm.load(tmp_path / "student").clock == Index(scale=5.0) and ddpm.load(teacher).clock == Index()
 
 
 def test_progressive_runs_a_round_after_another_and_not_twice(teacher: Path, data: Dataset, tmp_path: Path) -> None:

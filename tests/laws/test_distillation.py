@@ -88,9 +88,9 @@ def network(process: Process, student: Student | None = None, *, seed: int = 0, 
     """A small network in float64, none of whose layers is zero."""
     torch.manual_seed(seed)
     net = MLPConfig(width=16, depth=1, dropout=0.0).build((2,), 1, CondSpec(**cond)).double()
-    for block in net.blocks:
-        nn.init.normal_(block.layer2.weight, std=0.3)
-    nn.init.normal_(net.head.weight, std=0.3)
+    for name, parameter in net.named_parameters():
+        if name.endswith(("layer2.weight", "head.weight")):
+            nn.init.normal_(parameter, std=0.3)
     spec = CondSpec(**cond)
     return NetworkDenoiser(
         net, process, V(), default_clock(process.schedule), plain_codec(2), (2,), conditions=spec.keys, classes=spec.classes,
@@ -166,12 +166,13 @@ def test_students_walk_their_own_instants_to_the_teachers_end() -> None:
     student = Answering(process, jump, Progressive(fine=fine).student(process))
     torch.testing.assert_close(sample(student, 32, dtype=torch.float64), wide, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(sample(student, 32, steps=4, sampler=DDIM(), dtype=torch.float64), wide, rtol=1e-8, atol=1e-8)
-    for wrong in (
+    refused: list[dict[str, Any]] = [
         {"steps": 3},
         {"steps": 4, "grid": Listed(at=(1.0, 0.5, 0.3, 0.1))},
         {"sampler": Ancestral()},
         {"sampler": DDIM(eta=1.0)},
-    ):
+    ]
+    for wrong in refused:
         with pytest.raises(ConfigError):
             sample(student, 2, **wrong)
 
@@ -227,8 +228,8 @@ def test_the_first_stage_regresses_the_data() -> None:
     """With s = 0 the target is the end of a single Euler step of the teacher: its mean; from data, the data themselves."""
     process = Process(Straight())
     bell = Bell(process)
-    for source, wanted in (("teacher", None), ("data", bell.data(COUNT))):
-        loss = taught(ConsistencyLoss(Consistency(source=source, first=0)), bell.exact)
+    for settings, wanted in ((Consistency(first=0), None), (Consistency(source="data", first=0), bell.data(COUNT))):
+        loss = taught(ConsistencyLoss(settings), bell.exact)
         draws = drawn()
         at = process.at(draws.u, like=draws.eps)
         x = process.perturb(bell.data(COUNT), draws.eps, at)
@@ -305,7 +306,9 @@ def test_the_second_network_learns_of_the_samples_and_the_generator_of_neither_l
     loss.use(normal_data(process), network(process, seed=1))
     loss(model, unit(8, 2), None, drawn(8)).sum().backward()
     assert loss.fake is not None
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [loss.fake.network.head.weight, model.network.head.weight])
+    for learner in (loss.fake, model):
+        heads = [parameter.grad for name, parameter in learner.named_parameters() if name.endswith("head.weight")]
+        assert len(heads) == 1 and heads[0] is not None and heads[0].abs().sum() > 0
     alone = MatchingLoss(settings)
     alone.use(normal_data(process), network(process, seed=1))
     at = process.at(torch.tensor(model.times, dtype=torch.float64), like=unit(1, 2))
@@ -355,7 +358,7 @@ def test_a_network_that_is_told_a_scale_begins_as_its_teacher_and_one_is_none() 
     x, at, cond = unit(4, 2), process.at(0.5), {"class": torch.arange(4) % 3}
     for scale in (1.0, 3.0):
         torch.testing.assert_close(Told(student, scale)(x, at.like(x), cond).x0, teacher(x, at.like(x), cond).x0)
-    nn.init.normal_(student.network.embed.guidance.weight)
+    nn.init.normal_(dict(student.named_parameters())["network.embed.guidance.weight"])
     torch.testing.assert_close(student(x, at.like(x), cond).x0, teacher(x, at.like(x), cond).x0)
     torch.testing.assert_close(Told(student, 1.0)(x, at.like(x), cond).x0, teacher(x, at.like(x), cond).x0)
     assert (Told(student, 3.0)(x, at.like(x), cond).x0 - teacher(x, at.like(x), cond).x0).abs().max() > 1e-3

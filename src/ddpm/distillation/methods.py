@@ -119,13 +119,18 @@ class ContinuousConsistency(Distillation):
     """Consistency in the limit s -> t: the network is moved along the derivative of its prediction on the trajectory.
 
     For networks that predict v on a schedule with alpha^2 + sigma^2 = 1, where it is the published method with sigma_data = 1. Its own
-    derivative is found by forward-mode differentiation.
+    derivative is found by forward-mode differentiation. Waves of a clock that reads 0 to 1000 change a hundred times faster than anything
+    to be learned, and the derivative is theirs; the student therefore gets a slower clock, and learns to read it during the warm-up,
+    whose target is the velocity alone.
 
-    Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data).
+    Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data) and section 4.1 (clock).
     """
 
     source: Literal["teacher", "data"] = setting("teacher", "whose velocity the trajectory follows")
-    warmup: float = setting(0.1, "share of the run over which the network's own derivative is taken into account more and more", high=1.0)
+    warmup: float = setting(
+        0.1, "share of the run over which the network's own derivative is taken into account more and more", low=0.0, high=1.0
+    )
+    clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
 
     def student(self, process: Process) -> Student:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, from_dict, setting
-from ddpm.distillation.methods import METHODS, Consistency, Distillation, Guidance, Matching, Progressive
+from ddpm.denoiser import Index
+from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LOSSES, LossSettings
 from ddpm.process import Process, default_grid
@@ -147,9 +148,11 @@ def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out:
         base = from_dict(TrainConfig, saved.document("state")["config"], FAMILIES, "state.json")
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{saved.path}: state.json does not describe a run: {type(error).__name__} {error}") from error
-    usual = TrainConfig()
+    usual, clock = TrainConfig(), base.clock
+    if isinstance(loss, ContinuousConsistency) and not (isinstance(clock, Index) and clock.scale <= loss.clock):
+        clock = Index(scale=loss.clock)
     return replace(
-        usual, data=base.data, schedule=base.schedule, parameterization=base.parameterization, clock=base.clock, network=base.network,
+        usual, data=base.data, schedule=base.schedule, parameterization=base.parameterization, clock=clock, network=base.network,
         conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks, loss=loss, init=loss.teacher, out=str(out),
         steps=config.updates, batch=config.batch or base.batch, seed=config.seed, checkpoint_every=config.checkpoint_every,
         log_every=config.log_every, evaluate_every=config.checkpoint_every, preview=config.preview, optimizer=config.optimizer,
