@@ -239,6 +239,18 @@ def test_the_first_stage_regresses_the_data() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_both_calls_drop_the_same() -> None:
+    """A network that drops half of what it knows has no consistency loss at the same point: the masks are those of the first call."""
+    process = Process(Straight())
+
+    def dropping(x: Tensor, at: At) -> Tensor:
+        return torch.nn.functional.dropout(torch.ones_like(x), 0.5, training=True)
+
+    loss = taught(ConsistencyLoss(Consistency(source="data")), normal_data(process))
+    found = loss(Answering(process, dropping), unit(COUNT, 2), None, Draws(0.5 + 0.5 * uniforms(COUNT), *drawn()[1:]))
+    assert found.abs().max() < 1e-12
+
+
 def test_the_derivative_along_the_trajectory_is_a_finite_difference() -> None:
     process = Process(Cosine(T=None, clip=None))
     model = network(process)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.distillation.methods import Consistency
-from ddpm.distillation.teacher import Teacher
+from ddpm.distillation.teacher import Teacher, masks
 from ddpm.objective.losses import Draws, Loss
 from ddpm.process import At, Process
 
@@ -34,9 +34,9 @@ class ConsistencyLoss(Loss):
         step = (t.level - s.level).to(x0)
         t, s = t.like(x0), s.like(x0)
         x = process.perturb(x0, draws.eps, t)
-        masks = torch.get_rng_state()
+        again = masks(x.device)
         ahead = denoiser(x, t, cond).x0
-        torch.set_rng_state(masks)
+        again()
         with torch.no_grad():
             wanted = self.target(denoiser, x0, x, t, s, cond, draws.eps)
         metric = distance(ahead - wanted, self.settings.huber)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddpm.denoiser import Cond, Denoiser, V
 from ddpm.distillation.methods import ContinuousConsistency
-from ddpm.distillation.teacher import Teacher
+from ddpm.distillation.teacher import Teacher, masks
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import reference
 from ddpm.objective.losses import Draws, Loss, Uncertainty
@@ -37,9 +37,9 @@ class ContinuousLoss(Loss):
         time, density = self.settings.times.draw(draws.u, process)
         at = process.at(time, like=x0)
         x = process.perturb(x0, draws.eps, at)
-        masks = torch.get_rng_state()
+        again = masks(x.device)
         now = network_output(denoiser, x, at, cond)
-        torch.set_rng_state(masks)
+        again()
         wanted = now.detach() + self.tangent(denoiser, x0, x, at, cond, draws.eps)
         level = self.uncertainty(process.log_snr(time).to(x0.device))
         error = (now - wanted).reshape(len(x), -1).square().mean(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,16 @@ class Teacher:
         if self._asked is None:
             self._asked = ClassifierFree(plain, self.settings.guidance)
         return self._asked(x, at, cond)
+
+
+def masks(device: torch.device) -> Callable[[], None]:
+    """What to call before a network is asked again, for it to drop what it drops now."""
+    host = torch.get_rng_state()
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def again() -> None:
+        torch.set_rng_state(host)
+        if own is not None:
+            torch.cuda.set_rng_state(own, device)
+
+    return again
