@@ -278,7 +278,7 @@ def test_what_is_refused() -> None:
         flow(denoiser, x0, dequantise="uniform")
     with pytest.raises(ConfigError, match="draws: got 0"):
         flow(denoiser, x0, draws=0)
-    with pytest.raises(ConfigError, match="no probability flow"):
+    with pytest.raises(ConfigError, match="where a trajectory ends, not a mean"):
         flow(Watched(denoiser, "map"), x0)
     denoiser.codec = Codec(shift=(8.0,), scale=(8.0,), dtype="uint8", bins=(0.0, 16.0))
     with pytest.raises(ConfigError, match="have no density"):

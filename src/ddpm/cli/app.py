@@ -29,6 +29,7 @@ COMMANDS = {
     "sample": "draw samples from a trained model",
     "interpolate": "show what lies between two samples, according to a trained model",
     "inpaint": "fill the missing part of a picture, in several ways that fit the rest",
+    "distill": "make a student of a trained model, which draws in a few steps or one",
     "tune": "find the sampler and noise levels that suit a trained model best at so many network calls",
     "ema": "find the length of the weight average that suits a trained model best, and use it",
     "classifier": "train the classifier of a run that `ddpm sample --guidance-kind classifier` follows",

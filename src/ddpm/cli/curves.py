@@ -49,14 +49,14 @@ def variants(
     def changed(**fields: Any) -> Callable[[], Ready]:
         return lambda: ready(run, replace(how, **fields), typed)
 
-    for calls in config.nfe_curve:
+    for calls in config.nfe_curve if not base.model.times else ():
         if chain is None or calls <= chain:
             try:
                 yield "nfe", float(calls), changed(steps=steps_for(how.sampler, calls), nfe=None, grid=None)
             except ConfigError as error:
                 say(f"no point at {calls} calls: {error}")
     labelled = bool(base.document["classes"] or base.document["vector"]) and base.document["cond_dropout"] > 0
-    if labelled and how.guide.kind == "cfg":
+    if labelled and how.guide.kind == "cfg" and (base.model.meaning == "mean" or base.model.guided):
         for scale in config.guidance_curve:
             yield "guidance", scale, changed(guide=replace(how.guide, guidance=scale), steps=base.steps, nfe=None)
     for length in lengths:

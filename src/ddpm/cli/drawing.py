@@ -12,10 +12,11 @@ from ddpm.cli.drawn import Drawn, rank
 from ddpm.cli.guiding import Guiding
 from ddpm.cli.shortage import smaller_batch
 from ddpm.cli.starting import Starting
-from ddpm.cli.tuned import AUTO, settle
+from ddpm.cli.tuned import AUTO, asked_for_auto, settle, typed_of
 from ddpm.config import Families, Layer, check, setting
+from ddpm.errors import ConfigError
 from ddpm.process import GRIDS, Full, Grid, Listed
-from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Sampler
+from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Consistency, Sampler, way
 from ddpm.sampling.presets import name_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ddpm.denoiser import Cond, Denoiser, NetworkDenoiser
     from ddpm.training.machine import Machine
 
-FAMILIES: Families = {Sampler: (*SAMPLERS, *PRESETS, AUTO), Grid: GRIDS}
+FAMILIES: Families = {Sampler: (*SAMPLERS, Consistency, *PRESETS, AUTO), Grid: GRIDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class How:
         "method; without the flag what ddpm tune found for this run is used; auto: that, or a good choice where nothing was tuned",
         group="how",
     )
-    steps: int | None = setting(None, "steps; none: what was tuned, else 50, or a shorter chain's own", low=1, high=1_000_000, group="how")
+    steps: int | None = setting(
+        None, "steps; none: what was tuned or distilled, else 50, or a shorter chain's own", low=1, high=1_000_000, group="how"
+    )
     nfe: int | None = setting(
         None, "network calls for each sample, instead of --steps: some samplers make several a step", low=1, high=1_000_000, group="how"
     )
@@ -120,6 +123,8 @@ def ready(run: str, how: How, typed: Layer, start: Starting | None = None) -> Re
     machine = choose(how.device, how.precision, None, sum(p.numel() for p in loaded.parameters()))
     model: NetworkDenoiser = loaded.to(machine.device)
     how = replace(how, step=document["step"]) if how.step == "best" else how
+    if model.meaning != "mean":
+        return _distilled(model, document, machine, how, typed, start)
     how, chosen = settle(how, start, typed, run, model.process)
     length = model.process.schedule.T
     steps = how.steps or (len(how.grid.at) if isinstance(how.grid, Listed) else None)
@@ -127,6 +132,18 @@ def ready(run: str, how: How, typed: Layer, start: Starting | None = None) -> Re
     how.guide.check_model(document)
     guided, names = how.guide.guided(model, document, run, how.weights)
     return Ready(model, guided, names, document, machine, how, steps, start.grid(how.grid), chosen)
+
+
+def _distilled(model: NetworkDenoiser, document: Mapping[str, Any], machine: Machine, how: How, typed: Layer, start: Starting) -> Ready:
+    """As `ready`, of a student that is no mean: it knows its sampler, and its steps where it was made for some."""
+    if start.source is not None:
+        raise ConfigError("from: this model was distilled to begin from noise; take variations with the teacher")
+    named = "sampler" in typed_of(typed) and not asked_for_auto(typed)
+    steps = how.steps if how.steps is not None else how.nfe
+    sampler, steps, grid = way(model, how.sampler if named else None, steps, how.grid)
+    assert isinstance(sampler, Sampler)  # flags name no other
+    guided, names = how.guide.guided(model, document, "", how.weights)
+    return Ready(model, guided, names, document, machine, replace(how, sampler=sampler, nfe=None), steps, grid, ", as it was distilled")
 
 
 def shown(done: int, total: int, what: str = "sampling") -> None:

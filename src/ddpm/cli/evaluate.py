@@ -101,14 +101,14 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device)
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str]) -> dict[str, Any] | None:
-    """The continuous bound of held-out samples."""
+    """The continuous bound of held-out samples; None without any, and of a student that predicts no mean."""
     import torch
 
     from ddpm.likelihood import continuous
     from ddpm.training.feed import conditions, encoded
 
     rows = dataset.held_rows[: config.likelihood]
-    if not len(rows) or model.codec is None:
+    if not len(rows) or model.codec is None or model.meaning != "mean":
         return None
     device = next(model.parameters()).device
     raw, values = dataset.batch(rows)

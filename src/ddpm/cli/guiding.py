@@ -102,7 +102,7 @@ class Guiding:
         names: list[str] = document["classes"]
         if not self.active:
             return model, names
-        from ddpm.guidance import AutoGuided, ClassifierFree, ClassifierGuided
+        from ddpm.guidance import AutoGuided, ClassifierFree, ClassifierGuided, Told
 
         device = next(model.parameters()).device
         interval = None if self.guidance_interval is None else (self.guidance_interval[0], self.guidance_interval[1])
@@ -115,6 +115,8 @@ class Guiding:
                     f"--guidance-kind classifier: it knows other classes than the model; train it anew: ddpm classifier {run}"
                 )
             return ClassifierGuided(model, classifier, self.guidance, interval=interval, rescale=self.rescale), list(classifier.names)
+        if model.guided and self.kind == "cfg":
+            return Told(model, self.guidance), names
         if self.kind == "autoguide":
             weak = self._weak(document, run, weights).to(device)
             return AutoGuided(model, weak, self.guidance, interval=interval, rescale=self.rescale), names

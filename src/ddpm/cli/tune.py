@@ -81,6 +81,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     from ddpm.cli.sample import SampleConfig, conditions
     from ddpm.cli.starting import refuse_image_models
+    from ddpm.denoiser.student import refusal
+    from ddpm.errors import ConfigError
     from ddpm.evaluation import cost_of, save_tuned, tune
     from ddpm.random import generator
     from ddpm.training.machine import choose
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     loaded, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
     machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model = loaded.to(machine.device)
+    if model.meaning != "mean":
+        raise ConfigError(f"{args.run_folder}: {refusal(model.meaning)}; there is nothing to tune")
     refuse_image_models(args.run_folder, document["cond"]["image"])
     config.guide.check_model(document)
     guided, names = config.guide.guided(model, document, args.run_folder, config.weights)

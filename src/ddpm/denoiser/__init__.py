@@ -24,6 +24,7 @@ from ddpm.denoiser.parameterization import (
     legal,
     reaches_zero,
 )
+from ddpm.denoiser.student import Student
 
 if TYPE_CHECKING:
     from ddpm.denoiser.denoiser import BoundModel as BoundModel
@@ -67,6 +68,7 @@ __all__ = [
     "Prediction",
     "Residuals",
     "Score",
+    "Student",
     "Twice",
     "V",
     "asked",

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ddpm.denoiser.clock import Clock
 from ddpm.denoiser.codec import Codec
 from ddpm.denoiser.parameterization import Parameterization, Prediction, V, legal
+from ddpm.denoiser.student import Student
 from ddpm.errors import ConfigError
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
-UNASKED = frozenset({"x0", "augment"})  # conditions that are supplied in training and by `sample`, not by whoever asks for a sample
+UNASKED = frozenset({"x0", "augment", "guidance"})  # conditions supplied in training and by `sample`, not by whoever asks for a sample
 
 
 def asked(cond: Cond) -> bool:
@@ -37,7 +38,7 @@ class Model(Protocol):
 
     @property
     def meaning(self) -> str:
-        """Either "mean": predicts E[x0 | x]; "map": a consistency student, which refuses ODE samplers."""
+        """What x0 stands for: "mean", E[x0 | x]; "step" or "map", of a distilled `Student`."""
         ...
 
     @property
@@ -57,7 +58,8 @@ class Model(Protocol):
 class Denoiser(nn.Module, ABC):
     """(x, at, cond) -> Prediction; x (B, *D), at broadcast over it, cond a mapping of (B, ...) tensors or None."""
 
-    meaning: str = "mean"
+    meaning: str = "mean"  # what x0 stands for; "step", "map": see `Student`
+    times: tuple[float, ...] = ()  # the only instants it may be asked at, falling; empty: any
     needs_grad: ClassVar[bool] = False
     self_condition: bool = False  # whether cond["x0"], its earlier prediction (B, *D), improves the next one; without it: zeros
     process: Process
@@ -122,7 +124,8 @@ class NetworkDenoiser(Denoiser):
     network: (x, c_noise (B,), cond) -> (B, C, *axes), or (B, 2C, *axes) with a learned variance, whose second half f gives v = (f + 1)/2
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15). conditions: the keys the network was made for; called without any, it is told that
     all are hidden. classes: how many ids the condition "class" may have. self_condition: the network takes cond["x0"], which is then always
-    there. augmented: entries of cond["augment"], likewise; zeros: not augmented.
+    there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
+    of classifier-free guidance it imitates; ones: none. student: what distillation made of it.
 
     Reference: self_condition: Chen, Zhang, Hinton, 2022, arXiv:2208.04202, section 3.2; augmented: Karras et al., 2022, arXiv:2206.00364,
     appendix F.2.
@@ -142,6 +145,8 @@ class NetworkDenoiser(Denoiser):
         classes: int = 0,
         self_condition: bool = False,
         augmented: int = 0,
+        guided: bool = False,
+        student: Student | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -150,7 +155,9 @@ class NetworkDenoiser(Denoiser):
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
-        self.self_condition, self.augmented = self_condition, augmented
+        self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
+        if student is not None:
+            self.meaning, self.times = student.meaning, student.times
         slack = 1e-6  # a plan's instants are recomputed from the grid
         self.log_snr_range = (process.log_snr(1.0).item() - slack, process.log_snr(process.schedule.first).item() + slack)
         self.residuals: Residuals | None = None
@@ -165,6 +172,8 @@ class NetworkDenoiser(Denoiser):
             cond = {**(cond or {}), "x0": torch.zeros_like(x)}
         if self.augmented and not (cond and "augment" in cond):
             cond = {**(cond or {}), "augment": x.new_zeros(len(x), self.augmented)}
+        if self.guided and not (cond and "guidance" in cond):
+            cond = {**(cond or {}), "guidance": x.new_ones(len(x))}
         own = next(iter(self.network.parameters()), x).dtype  # the process may run in float64, the network keeps its own precision
         output = self.network((c_in * x).to(own), c_noise.to(own), cond).to(x.dtype)
         variance = None

@@ -6,6 +6,7 @@ from ddpm.guidance.classifier_free import ClassifierFree
 from ddpm.guidance.guided import Guided
 from ddpm.guidance.operators import Convolution, Dense, Mask, Operator, Separable, blur, pool
 from ddpm.guidance.posterior import DPS, MomentMatching, PiGDM, Posterior, Projection
+from ddpm.guidance.told import Told
 
 __all__ = [
     "DPS",
@@ -24,6 +25,7 @@ __all__ = [
     "Posterior",
     "Projection",
     "Separable",
+    "Told",
     "blur",
     "pool",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.process import At
 
@@ -31,6 +32,7 @@ class Guided(Denoiser):
         problems = [] if math.isfinite(scale) else [f"guidance: got {scale}, must be a finite number (1 as asked, 0 the rest)"]
         problems += [] if 0.0 <= rescale <= 1.0 else [f"rescale: got {rescale}, must lie in [0, 1]"]
         problems += [] if interval is None else interval_problems(interval, denoiser)
+        problems += [] if denoiser.meaning == "mean" else [f"guidance: {refusal(denoiser.meaning)}"]
         if problems:
             raise ConfigError.of(problems)
         self.denoiser, self.scale, self.interval, self.rescale = denoiser, scale, interval, rescale

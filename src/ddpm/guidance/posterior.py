@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.guidance.operators import Operator
 from ddpm.process import At
@@ -43,7 +44,7 @@ class Posterior(Denoiser):
     ) -> None:
         super().__init__()
         if denoiser.meaning != "mean":
-            raise ConfigError(f"{type(self).__name__}: this model predicts where a trajectory ends, not E[x0|x_t]; use its teacher")
+            raise ConfigError(f"{type(self).__name__}: {refusal(denoiser.meaning)}")
         for name, value, least in (("noise", noise, "must be 0 or more"), ("sigma_data", sigma_data, "must be more than 0")):
             if not math.isfinite(value) or value < 0 or (value == 0 and name == "sigma_data"):
                 raise ConfigError(f"{name}: got {value}, {least}")

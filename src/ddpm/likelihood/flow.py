@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.denoiser.serving import evaluating
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.likelihood.dequantise import Uniform, Variational, bin_of
 from ddpm.likelihood.scores import Scores, averaged, check_data, entry_instant, in_own_units, least_instant, noise_of, spread_of
@@ -77,7 +78,7 @@ def transport(
     the log-density per entry. Raises ConfigError for a model that predicts no mean, and where the solver gives up.
     """
     if denoiser.meaning != "mean":
-        raise ConfigError("likelihood: this model predicts where a trajectory ends, not a mean; it has no probability flow")
+        raise ConfigError(f"likelihood: {refusal(denoiser.meaning)}")
     process, entries = denoiser.process, x[0].numel()
     solver = solver or Adaptive(rtol=1e-5, atol=1e-5)
 

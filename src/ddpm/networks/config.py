@@ -25,8 +25,8 @@ class CondSpec:
     The mapping handed to the network then holds `class` (B,) int64 in 0..classes-1, `vector` (B, vector) float, `image`
     (B, image, *axes) float, and optionally `null` (B,) bool: where true, the sample is unconditional (the class and the vector
     are replaced by learned null embeddings, the image by zeros). Where `null` is given, the other keys may be left out.
-    `x0` (B, C, *axes) and `augment` (B, augment) float may always be left out, which is the same as zeros, and `null` leaves them as they
-    are: they do not say what is asked for.
+    `x0` (B, C, *axes) and `augment` (B, augment) float may always be left out, which is the same as zeros, and `guidance` (B,) float, which
+    is the same as ones; `null` leaves them as they are: they do not say what is asked for.
     """
 
     classes: int = setting(0, "classes; the class id is 0..classes-1", low=0, high=1_000_000)
@@ -34,6 +34,7 @@ class CondSpec:
     image: int = setting(0, "channels of the image or field laid beside the input", low=0, high=65_536)
     x0: bool = setting(False, "an earlier prediction of the data is laid beside the input")
     augment: int = setting(0, "entries of the vector that says how the sample was augmented", low=0, high=1000)
+    guidance: bool = setting(False, "the scale of guidance whose result is imitated")
 
     def beside(self, channels: int) -> int:
         """Channels laid beside an input of so many."""

@@ -14,6 +14,7 @@ from ddpm.networks.blocks import dense, start
 from ddpm.networks.config import CondSpec
 
 Cond = Mapping[str, Tensor]
+GUIDED = 100.0  # readings of the sinusoidal embedding for each unit of the guidance scale
 
 
 def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
@@ -35,9 +36,11 @@ class Embedding(nn.Module):
     """The noise level, class and vector of each sample as one vector: e = W1 swish(W0 sin(c_noise)) + class row + vector's two layers.
 
     Row `classes` of the class table, and `null_vector`, are learned and stand for "no condition". Where there is an augmentation a, W2 a is
-    added to W0 sin(c_noise), without a bias, so that a = 0 says nothing. Returns (B, width).
+    added to W0 sin(c_noise), without a bias, so that a = 0 says nothing; so are waves of a guidance scale, whose weights begin at zero:
+    a network without them becomes one with them and says the same. Returns (B, width).
 
-    Reference: augmentation: Karras et al., 2022, arXiv:2206.00364, appendix F.2.
+    Reference: augmentation: Karras et al., 2022, arXiv:2206.00364, appendix F.2; guidance scale: Meng et al., 2022, arXiv:2210.03142,
+    section 3.1.
     """
 
     def __init__(self, dim: int, width: int, cond: CondSpec) -> None:
@@ -53,6 +56,8 @@ class Embedding(nn.Module):
             self.null_vector = nn.Parameter(torch.randn(width))
         if cond.augment:
             self.augment = start(nn.Linear(cond.augment, width, bias=False), zero=False)
+        if cond.guidance:
+            self.guidance = start(nn.Linear(dim, width, bias=False), zero=True)
 
     def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
         """c_noise (B,), cond as CondSpec says; returns (B, width). Raises ConfigError for a missing or misshapen condition."""
@@ -67,12 +72,18 @@ class Embedding(nn.Module):
         hidden = self.time_in(wave)
         if self.spec.augment and (how := optional(cond, "augment", (batch, self.spec.augment))) is not None:
             hidden = hidden + self.augment(how.to(self.augment.weight.dtype))
+        if self.spec.guidance and (scale := optional(cond, "guidance", (batch,))) is not None:
+            hidden = hidden + self.guidance(self._strength(scale).to(self.guidance.weight.dtype))
         total = self.time_out(F.silu(hidden))
         if self.spec.classes:
             total = total + self._class(named(cond, "class", (batch,)), null, batch)
         if self.spec.vector:
             total = total + self._vector(named(cond, "vector", (batch, self.spec.vector)), null)
         return total
+
+    def _strength(self, scale: Tensor) -> Tensor:
+        """The guidance scale, 1 (none) giving zeros: differences of the waves of `GUIDED` (scale - 1), (B, dim)."""
+        return sinusoidal(GUIDED * (scale - 1.0), self.dim) - sinusoidal(torch.zeros_like(scale), self.dim)
 
     def _class(self, ids: Tensor | None, null: Tensor | None, batch: int) -> Tensor:
         if ids is None:

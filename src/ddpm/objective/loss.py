@@ -14,7 +14,9 @@ from ddpm.objective.times import Times, UniformTimes
 from ddpm.objective.weighting import Bound, Simple, Weighting
 
 if TYPE_CHECKING:
+    from ddpm.denoiser import Student
     from ddpm.objective.losses import Loss
+    from ddpm.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,15 @@ class LossSettings(ABC):
     def learned_variance(self) -> bool:
         """Whether the network must predict a variance too."""
         return False
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is told a guidance scale."""
+        return False
+
+    def student(self, process: Process) -> Student | None:
+        """What the loss makes of the denoiser, where it is no mean any more."""
+        return None
 
     @abstractmethod
     def build(self) -> Loss:

@@ -44,6 +44,9 @@ class Loss(nn.Module, ABC):
     def settle(self, observed: Observed) -> None:
         """Learn from what was seen."""
 
+    def advance(self, share: float) -> None:
+        """Told before every step which share of the run is done, 0 to 1, for losses that change on the way."""
+
     @abstractmethod
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """x0 (B, *D) in the space diffused in -> loss (B,)."""

@@ -128,6 +128,14 @@ class Process:
         kept = self._kept(s, t)
         return s.alpha.clone(), s.sigma * (1.0 - eta**2 * kept).sqrt(), eta * s.sigma * kept.sqrt()
 
+    def landing(self, s: At, t: At, x_s: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        """The x0 whose deterministic step from x_t lands on x_s: (x_s - r x_t)/(alpha_s - r alpha_t), r = sigma_s/sigma_t, s < t.
+
+        `implicit` with eta = 0 read the other way. Reference: Salimans, Ho, 2022, arXiv:2202.00512, algorithm 2.
+        """
+        r = s.sigma / t.sigma
+        return (x_s - r * x_t) / (s.alpha - r * t.alpha)
+
     def residual_variance(self, s: At, t: At, residual: torch.Tensor) -> torch.Tensor:
         """Variance of x_s given x_t when x0 is known to within E|x0 - E[x0|x_t]|^2 = residual per entry: std^2 + c_x0^2 residual.
 
@@ -199,6 +207,14 @@ class Process:
         """alpha sigma' - sigma alpha' >= 0, so that |d log_snr/dt| = 2 wronskian / (alpha sigma); finite where the log-SNR is not."""
         d_alpha, d_sigma = self.rates(at)
         return at.alpha * d_sigma - at.sigma * d_alpha
+
+    def circle_rates(self, at: At) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """dt/dphi, d alpha/dphi = -sigma, d sigma/dphi = alpha with phi = arctan(sigma/alpha), where alpha^2 + sigma^2 = 1; dphi/dt is then
+        the Wronskian.
+
+        So v = alpha eps - sigma x0 is dx/dphi. Reference: Salimans, Ho, 2022, arXiv:2202.00512, appendix D.
+        """
+        return 1.0 / self.wronskian(at), -at.sigma, at.alpha
 
     def at_ratio(self, ratio: torch.Tensor) -> At:
         """The instants with sigma/alpha = ratio, of any shape, float64 on the host: log_snr = -2 log ratio."""

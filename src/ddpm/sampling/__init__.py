@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.ancestral import Ancestral
+from ddpm.sampling.consistency import Consistency
 from ddpm.sampling.ddim import DDIM
 from ddpm.sampling.multistep import Multistep
 from ddpm.sampling.presets import PRESETS
@@ -14,6 +15,7 @@ from ddpm.sampling.repaint import RePaint
 from ddpm.sampling.sampler import Plan, Row, Sampler, steps_for
 from ddpm.sampling.singlestep import Restart, SingleStep
 from ddpm.sampling.stochastic import EulerMaruyama, Langevin
+from ddpm.sampling.usual import usual_sampler, usual_steps, way
 
 if TYPE_CHECKING:
     from ddpm.sampling.clip import Clipped as Clipped
@@ -42,6 +44,7 @@ __all__ = [
     "Adaptive",
     "Ancestral",
     "Clipped",
+    "Consistency",
     "EulerMaruyama",
     "Frame",
     "Langevin",
@@ -60,6 +63,9 @@ __all__ = [
     "slerp",
     "steps_for",
     "trajectory",
+    "usual_sampler",
+    "usual_steps",
+    "way",
 ]
 
 

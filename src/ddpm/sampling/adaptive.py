@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm.config import check, setting
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.process import At, Process
 
@@ -74,7 +75,7 @@ class Adaptive:
         taken as its mean, alpha x. Raises ConfigError for a model that predicts no mean, and where `calls` do not suffice.
         """
         if model.meaning != "mean":
-            raise ConfigError("sampler Adaptive: this model predicts where a trajectory ends, not a mean; use a consistency sampler")
+            raise ConfigError(f"sampler Adaptive: {refusal(model.meaning)}")
         process = model.process
         first = process.at(process.schedule.first)
         begin, end = (moment if isinstance(moment, At) else process.at(moment) for moment in (start, stop))

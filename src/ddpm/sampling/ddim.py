@@ -31,6 +31,10 @@ class DDIM(Sampler):
         """One with eta > 0."""
         return int(self.eta > 0)
 
+    def reads(self, meaning: str) -> bool:
+        """Means, and without noise the students whose steps it takes."""
+        return meaning == "mean" or (meaning == "step" and self.eta == 0.0)
+
     def plan(self, model: Model, times: torch.Tensor) -> Plan:
         """Columns alpha_s, c_eps, std, from `Process.implicit`; at `clean` they are 1, 0, 0."""
         at = instants(model.process, times)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, Model
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.process import At, Grid, default_grid
 from ddpm.sampling.clip import Clip, clipped
@@ -39,7 +40,7 @@ def invert(
     arXiv:2206.00364, algorithm 1; the implicit step: Pan et al., 2023, arXiv:2309.04907 (fixed-point iteration, there for DDIM).
     """
     if denoiser.meaning != "mean":
-        raise ConfigError("invert: this model predicts where a trajectory ends, not a mean, so there is no flow to follow back")
+        raise ConfigError(f"invert: {refusal(denoiser.meaning)}")
     if rounds < 1:
         raise ConfigError(f"rounds: got {rounds}, must be at least 1")
     check_request(denoiser, len(x), cond, len(x), x)

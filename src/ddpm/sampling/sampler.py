@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm.config import check
 from ddpm.errors import ConfigError
@@ -87,8 +87,6 @@ class Plan:
 class Sampler(ABC):
     """A sampling method. Members write `plan` and `step`; everything the process knows is put into the plan."""
 
-    needs_mean: ClassVar[bool] = True  # whether the prediction must be E[x0|x], as everything needs that solves an ODE or SDE
-
     def __post_init__(self) -> None:
         check(self)
 
@@ -96,6 +94,10 @@ class Sampler(ABC):
     def convergence(self) -> int:
         """Order at which its end point approaches the probability flow's; 1 for stochastic methods, whose law does."""
         return 1
+
+    def reads(self, meaning: str) -> bool:
+        """Whether it walks models of this meaning (`Student`): of a mean, as everything must that solves an ODE or SDE."""
+        return meaning == "mean"
 
     @property
     def least(self) -> int:

@@ -13,13 +13,13 @@ from torch import Tensor
 from ddpm.denoiser import Cond, Denoiser, Model, Prediction
 from ddpm.denoiser.serving import serving
 from ddpm.errors import ConfigError
-from ddpm.process import At, Grid, default_grid
+from ddpm.process import At, Grid
 from ddpm.random import normals
 from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.clip import QUANTILE, Clip, clipped
-from ddpm.sampling.ddim import DDIM
 from ddpm.sampling.presets import name_of
 from ddpm.sampling.sampler import Plan, Sampler
+from ddpm.sampling.usual import way
 
 
 class Frame(NamedTuple):
@@ -31,15 +31,11 @@ class Frame(NamedTuple):
     prediction: Prediction | None
 
 
-def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid | None, cond: Cond) -> Plan:
-    """The plan, or ConfigError where the sampler does not suit the model or calls it outside its trained range."""
-    if sampler.needs_mean and denoiser.meaning != "mean":
-        raise ConfigError(
-            f"sampler {type(sampler).__name__}: this model predicts where a trajectory ends, not a mean; use a consistency sampler"
-        )
+def _checked_plan(denoiser: Denoiser, sampler: Sampler, steps: int, grid: Grid, cond: Cond) -> Plan:
+    """The plan, or ConfigError where it has too few steps or calls the model outside its trained range."""
     if steps < sampler.least:
         raise ConfigError(f"steps: got {steps}, {name_of(sampler)} needs at least {sampler.least}; take more steps, or a lower order")
-    times = (grid or default_grid(denoiser.process, steps)).times(denoiser.process, steps)
+    times = grid.times(denoiser.process, steps)
     plan = sampler.plan(denoiser.bind(cond), times)
     check_range(denoiser, plan.called())
     return plan
@@ -79,7 +75,7 @@ def trajectory(
     denoiser: Denoiser,
     n: int = 1,
     *,
-    steps: int = 50,
+    steps: int | None = None,
     sampler: Sampler | Adaptive | None = None,
     grid: Grid | None = None,
     seed: int = 0,
@@ -95,14 +91,14 @@ def trajectory(
     """Yield `steps` + 1 frames from noise to data, x (n, *D) in the space diffused in; the last frame's x are the samples.
 
     Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. indices: n numbers to use
-    instead of first + i. sampler: DDIM() by default.
-    grid: the schedule's usual one by default. cond: (n, ...) tensors. start: x (n, *D) at the grid's first instant instead of noise;
+    instead of first + i. sampler, steps, grid: DDIM(), 50 (or a shorter chain's all) and the schedule's usual grid by default, of a
+    distilled model what it was made for. cond: (n, ...) tensors. start: x (n, *D) at the grid's first instant instead of noise;
     with the grid `Below` that instant is not t = 1. autocast: a lower
     precision for the network. A self-conditioned model is shown, in all calls of a step, the x0 that the step before predicted, after
     clipping and guidance, and zeros in the first step; where there are no steps (`Adaptive`, inversion, likelihood) always zeros, under
     which it is a denoiser in its own right. Raises ConfigError for what the sampler, the grid and the model cannot do together.
     """
-    sampler = sampler or DDIM()
+    sampler, steps, grid = way(denoiser, sampler, steps, grid)
     if isinstance(sampler, Adaptive):
         raise ConfigError("sampler Adaptive: each sample takes its own steps, so there are no frames; use ddpm.sample() or another sampler")
     indices = range(first, first + n) if indices is None else indices
@@ -141,7 +137,7 @@ def sample(
     denoiser: Denoiser,
     n: int = 64,
     *,
-    steps: int = 50,
+    steps: int | None = None,
     sampler: Sampler | Adaptive | None = None,
     grid: Grid | None = None,
     seed: int = 0,
@@ -168,7 +164,9 @@ def sample(
         raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
     walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
     parts: list[Tensor] = []
-    rows = steps if sampler is None or isinstance(sampler, Adaptive) else sampler.rows(steps)
+    if not isinstance(sampler, Adaptive):
+        sampler, steps, grid = way(denoiser, sampler, steps, grid)
+    rows = sampler.rows(steps) if isinstance(sampler, Sampler) and steps else 1
     total = -(-n // batch) * rows
     with serving(denoiser, device_of(denoiser), autocast):
         for begin in range(0, n, batch):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ddpm.config import from_dict, to_dict
-from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, Residuals, default_clock
+from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, Residuals, Student, default_clock
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
@@ -20,6 +20,7 @@ from ddpm.training.augment import ENTRIES
 from ddpm.training.config import FAMILIES, TrainConfig
 
 NetworkConfig = UNetConfig | MLPConfig
+TRICKS = ("x0", "augment", "guidance")  # of CondSpec: what a sample is not asked for under
 
 
 def default_network(shape: tuple[int, ...]) -> NetworkConfig:
@@ -34,7 +35,7 @@ def default_network(shape: tuple[int, ...]) -> NetworkConfig:
 
 def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
     """What the network is conditioned on, given the data and whether labels are wanted."""
-    tricks = {"x0": config.tricks.self_condition, "augment": ENTRIES if config.tricks.augment else 0}
+    tricks = {"x0": config.tricks.self_condition, "augment": ENTRIES if config.tricks.augment else 0, "guidance": config.loss.guided}
     if not config.conditional:
         return CondSpec(image=card.image_channels, **tricks)
     return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels, **tricks)
@@ -79,6 +80,8 @@ def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = 
         classes=spec.classes,
         self_condition=spec.x0,
         augmented=spec.augment,
+        guided=spec.guidance,
+        student=config.loss.student(process),
     )
 
 
@@ -89,7 +92,9 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "parameterization": to_dict(denoiser.parameterization, named=True),
         "clock": to_dict(denoiser.clock, named=True),
         "network": to_dict(config.network, named=True) if config.network is not None and own is None else {"own": own},
-        "cond": {key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in ("x0", "augment")},
+        "cond": {
+            key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in ("x0", "augment", "guidance")
+        },
         "cond_dropout": config.cond_dropout,
         "learned_variance": denoiser.learned_variance,
         "codec": to_dict(denoiser.codec),
@@ -97,6 +102,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "residuals": {"log_snr": list(denoiser.residuals.log_snr), "value": list(denoiser.residuals.value)} if denoiser.residuals else None,
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
+        **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
     }
 
 
@@ -147,6 +153,8 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             classes=spec.classes,
             self_condition=spec.x0,
             augmented=spec.augment,
+            guided=spec.guidance,
+            student=from_dict(Student, document["student"], where="config.json") if document.get("student") else None,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Denoiser, gaussian
+from ddpm.objective import Loss
 from ddpm.objective.bound import mean_flat
 from ddpm.process import Process
 from ddpm.random import generator
 from ddpm.training.distributed.world import World
-from ddpm.training.feed import conditions, encoded
+from ddpm.training.feed import Feed, conditions, encoded
 
 BINS = (-float("inf"), -6.0, -3.0, -1.0, 1.0, 3.0, 6.0, float("inf"))  # edges in log-SNR
 
@@ -83,6 +84,23 @@ def held_out_loss(
     known = log_snr.isfinite()  # at alpha = 0 there is nothing to interpolate in
     bins = {name: means[0][inside].mean().item() for name, inside in binned(log_snr).items()}
     return HeldOut(means[0].mean().item(), bins, log_snr[known].flip(0), means[1][known].flip(0), grid)
+
+
+@torch.no_grad()
+def held_out_objective(denoiser: Denoiser, loss: Loss, feed: Feed, autocast: torch.dtype | None, samples: int = 256) -> float | None:
+    """The mean of an objective over up to `samples` held-out samples, always with the same noise; None where nothing is held out."""
+    rows = feed.dataset.held_rows[:samples]
+    if not len(rows):
+        return None
+    denoiser.eval()
+    loss.eval()
+    losses: list[Tensor] = []
+    for k in range(0, len(rows), 64):
+        raw, values = feed.dataset.batch(rows[k : k + 64])
+        x0 = encoded(feed.codec, raw, feed.device)
+        with torch.autocast(feed.device.type, autocast, enabled=autocast is not None):
+            losses.append(loss(denoiser, x0, conditions(values, feed.keys, feed.device) or None, feed.draws(0, k, x0)))
+    return torch.cat(losses).mean().item()
 
 
 def binned(log_snr: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm.data.export import as_pictures, grid, save_npz, save_picture
 from ddpm.denoiser import Card, Codec
-from ddpm.sampling import sample
+from ddpm.sampling import sample, usual_steps
 from ddpm.training.averaging.ema import swapped
 from ddpm.training.checkpoints.storage import write_text
 from ddpm.training.logbook import read_metrics
@@ -51,7 +51,7 @@ def preview(trainer: Trainer, *, last: bool) -> np.ndarray:
     denoiser, config, world = trainer.denoiser, trainer.config, trainer.world
     classes = len(trainer.dataset.card.classes) if "class" in trainer.keys else 0
     count = max(config.preview, 10 * classes if last and classes <= 20 else 0)
-    steps = min(PREVIEW_STEPS, denoiser.process.schedule.T or PREVIEW_STEPS)
+    steps = usual_steps(denoiser, PREVIEW_STEPS)
     share = -(-count // world.size)  # the same for every rank, so that all make as many network calls
     first = world.rank * share
     cond = example_conditions(trainer, share * world.size)
@@ -85,15 +85,17 @@ def loss_figure(run: Path) -> Path | None:
         return None
     rows = read_metrics(run)
     train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    held = [(row["step"], row["held_out_loss"], row["gaussian_loss"]) for row in rows if "held_out_loss" in row]
+    held = [(row["step"], row["held_out_loss"], row.get("gaussian_loss")) for row in rows if "held_out_loss" in row]
     if not train:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
     axes.plot(*zip(*train, strict=True), color="C0", alpha=0.7, label="training loss")
     if held:
         steps, losses, floors = zip(*held, strict=True)
-        axes.plot(steps, losses, "o-", color="C1", markersize=3, label="held-out |eps - eps_hat|^2, averaged weights")
-        axes.plot(steps, floors, "--", color="grey", label="best a Gaussian can do")
+        what = "|eps - eps_hat|^2" if floors[0] is not None else "objective"
+        axes.plot(steps, losses, "o-", color="C1", markersize=3, label=f"held-out {what}, averaged weights")
+        if floors[0] is not None:
+            axes.plot(steps, floors, "--", color="grey", label="best a Gaussian can do")
     axes.set(xlabel="step", ylabel="loss per entry", yscale="log")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
@@ -146,9 +148,11 @@ def model_card(trainer: Trainer) -> Path:
     config: TrainConfig = trainer.config
     card: Card = trainer.dataset.card
     scores = [row for row in read_metrics(trainer.run) if "held_out_loss" in row]
-    score = (
-        f"{scores[-1]['held_out_loss']:.4f} (a Gaussian reaches {scores[-1]['gaussian_loss']:.4f})" if scores else "nothing was held out"
-    )
+    score = "nothing was held out"
+    if scores:
+        floor = scores[-1].get("gaussian_loss")
+        beside = "of its own objective" if floor is None else f"(a Gaussian reaches {floor:.4f})"
+        score = f"{scores[-1]['held_out_loss']:.4f} {beside}"
     pictures = sorted((trainer.run / "samples").glob("step-*"))
     facts = {
         "name": trainer.run.name,

@@ -26,7 +26,7 @@ from ddpm.training.feed import Batch, Feed
 from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
 from ddpm.training.health.spikes import roll_back
-from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss
+from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss, held_out_objective
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, executed
@@ -96,6 +96,7 @@ class Trainer:
             if not module.training:  # it walks through all parts
                 module.train()
         state.optimizer.zero_grad(set_to_none=True)
+        self.loss.advance(step / config.steps)
         found = self._passes(drawn)
         if state.scaler:
             state.scaler.unscale_(state.optimizer)
@@ -196,6 +197,8 @@ class Trainer:
         """Held-out loss of the averaged weights, by log-SNR bin, beside what a Gaussian would reach, and each bin's gradient; keeps the
         residual moments. What looks wrong is said.
         """
+        if self.denoiser.meaning != "mean":
+            return self._scored_by_objective()
         with swapped(self.denoiser, self.state.ema.weights):
             result = held_out_loss(self.denoiser, self.dataset, self.keys, autocast=self.machine.autocast, world=self.world)
         if result is None:
@@ -219,6 +222,15 @@ class Trainer:
             **{f"loss_ratio/log_snr {name}": round(value / floors[name], 4) for name, value in result.bins.items() if floors[name] > 0},
             **{f"gradient_norm/log_snr {name}": value for name, value in norms.items()},
         }
+
+    def _scored_by_objective(self) -> dict[str, Any]:
+        """The held-out loss of a student, which predicts no mean: the mean of its own objective, always with the same noise."""
+        with swapped(self.denoiser, self.state.ema.weights):
+            loss = held_out_objective(self.denoiser, self.loss, self.feed, self.machine.autocast)
+        if loss is None:
+            return {}
+        self.state.scored(loss, self.dataset.card)
+        return {"held_out_loss": loss}
 
     def preview(self, log: Logbook | Unlogged, *, last: bool) -> None:
         """Draw a few samples, and compare them with the data."""

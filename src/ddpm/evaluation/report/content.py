@@ -128,8 +128,8 @@ class Evaluator:
         return {"values": found.values, "words": found.words}
 
     def losses(self, model: NetworkDenoiser, keys: frozenset[str], autocast: torch.dtype | None) -> dict[str, Any] | None:
-        """Held-out |eps - eps_hat|^2 by log-SNR bin, beside what the exact denoiser of a Gaussian would reach."""
-        found = held_out_loss(model, self.dataset, keys, autocast=autocast)
+        """Held-out |eps - eps_hat|^2 by log-SNR bin, beside what a Gaussian's denoiser would reach; None of a student that is no mean."""
+        found = held_out_loss(model, self.dataset, keys, autocast=autocast) if model.meaning == "mean" else None
         if found is None:
             return None
         card = self.dataset.card

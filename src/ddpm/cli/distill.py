@@ -1,0 +1,100 @@
+"""`ddpm distill`: from a trained model to one that needs few steps, with its quality before and after."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
+from ddpm.distillation import FAMILIES, DistillConfig, distill, student_folder
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ddpm.denoiser import Denoiser
+    from ddpm.process import Grid
+    from ddpm.sampling import Sampler
+
+HELP = """Distil a trained model into a student that draws in a few steps, or one. The student is a run like any other.
+
+  ddpm distill runs/digits --method progressive --steps 4        half the steps again and again, from 64 down to 4
+  ddpm distill runs/digits --method consistency                  one step, or as many as sampling is asked for
+  ddpm distill runs/digits --method matching --steps 1           the teacher's density, without its trajectories
+  ddpm distill runs/digits --method guidance                     guidance in one call; ddpm sample STUDENT --guidance 2
+  ddpm sample runs/digits-progressive4                           knows its own sampler and steps
+
+The same command again resumes. At the end student and teacher are scored at equal numbers of network calls.
+"""
+BEST = "dpm++2m"  # the solver of the teacher that students are put beside, with DDIM
+
+
+def add(parser: Parser) -> None:
+    """The command's arguments."""
+    parser.add_argument("run_folder", metavar="RUN", help="run folder of the teacher, or one of its step folders")
+    add_flags(parser, DistillConfig, FAMILIES)
+    parser.add_argument("--score", type=int, default=1000, metavar="N", help="samples scored at the end; 0: none (default: 1000)")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Train the student, score it, and end with what to do next."""
+    flags = flags_layer(args, extra, args.parser, DistillConfig, FAMILIES)
+    config = resolve(DistillConfig, [Layer("", {}), flags], FAMILIES)
+    if args.score and args.score < 40:
+        raise ConfigError(f"score: got {args.score}, allowed 0 or at least 40")
+    finished = distill(args.run_folder, config, command=shlex.join(["ddpm", *sys.argv[1:]]))
+    if finished.code:
+        return finished.code
+    folder = shlex.quote(str(student_folder(args.run_folder, config)))
+    if args.score:
+        compare(args.run_folder, finished.denoiser, config, args.score)
+    print(f"next: ddpm sample {folder} --n 64 --seed 1")
+    return 0
+
+
+def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str, Denoiser, int | None, Sampler | None, Grid | None]]:
+    """What is drawn and scored: the student, the teacher at as many calls, and the teacher with many."""
+    from ddpm.process import LogSNR
+    from ddpm.sampling import DDIM, PRESETS, usual_steps
+
+    solver = next(preset.value for preset in PRESETS if preset.name == BEST)
+    if student.meaning == "mean":
+        yield "student, usual steps", student, None, None, None
+        yield "teacher, usual steps", teacher, None, None, None
+        return
+    several = (steps,) if student.times else tuple(dict.fromkeys((1, 2, steps)))
+    for count in several:
+        yield f"student, {count}", student, count, None, None
+        yield f"teacher, DDIM, {count}", teacher, count, DDIM(), None
+        if count > 1:
+            yield f"teacher, {BEST}, {count}", teacher, count, solver, LogSNR()
+    yield f"teacher, DDIM, {usual_steps(teacher)}", teacher, None, DDIM(), None
+
+
+def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
+    """The Frechet distance of each way to the training data, by the encoder of the data."""
+    from ddpm.cli.evaluate import notice
+    from ddpm.data import open_data
+    from ddpm.evaluation.extractors import Learned
+    from ddpm.evaluation.report import Evaluator
+    from ddpm.guidance import ClassifierFree
+    from ddpm.sampling import sample
+    from ddpm.sampling.walk import device_of
+    from ddpm.training.classifier import run_data
+    from ddpm.training.state import load, open_run
+
+    loaded = load(Path(run)).to(device_of(student))
+    data = open_data(run_data(open_run(run)))
+    evaluator = Evaluator(data, Learned.of(data), say=notice)
+    cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
+    teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded
+    real = evaluator.real(n)
+    print(f"{'steps':<28} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")
+    for name, one, steps, sampler, grid in ways(teacher, student, len(student.times) or config.steps):
+        drawn = sample(one, n, steps=steps, sampler=sampler, grid=grid, cond=cond, seed=config.seed).cpu()
+        print(f"{name:<28} {evaluator.frechet(drawn)!s:>24}", flush=True)
+    if real is not None:
+        print(f"{'real data, unseen':<28} {real.estimates['frechet']!s:>24}")

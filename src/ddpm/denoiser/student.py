@@ -1,0 +1,34 @@
+"""What distillation makes of a denoiser: it no longer says where the data are on average, and it may know certain instants only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ddpm.config import check, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """How a distilled denoiser is to be read, and walked.
+
+    meaning: "mean": x0 is E[x0 | x_t], as of any denoiser; "step": x0 and eps are those whose deterministic step (`Process.implicit`) from
+    one of `times` to the next lands where the teacher does; "map": x0 is where the teacher's trajectory through x_t ends. times: the
+    instants it was trained at, falling; empty: all.
+    """
+
+    method: str = setting("", "how it was distilled")
+    meaning: Literal["mean", "step", "map"] = setting("map", "what its prediction of x0 stands for")
+    times: tuple[float, ...] = setting((), "instants it was trained at, falling; empty: all")
+
+    def __post_init__(self) -> None:
+        falls = all(a > b for a, b in zip(self.times, self.times[1:], strict=False)) and all(0.0 < t <= 1.0 for t in self.times)
+        lost = self.meaning == "step" and not self.times
+        check(self, [f"times: got {self.times}, must fall strictly within (0, 1]{' and not be empty' * lost}"] if lost or not falls else [])
+
+
+def refusal(meaning: str) -> str:
+    """Why a denoiser of this meaning cannot be walked, guided or scored as one of meaning "mean", and the way out."""
+    if meaning == "step":
+        return "this model was distilled to jump from each of its own instants to the next, which is no mean; use DDIM with its steps"
+    return "this model predicts where a trajectory ends, not a mean; use the Consistency sampler, or the teacher it was distilled from"

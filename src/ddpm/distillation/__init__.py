@@ -1,0 +1,18 @@
+"""From a trained model to one that needs few steps, or one: teacher and student are denoisers, and the Trainer trains the student."""
+
+from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive
+from ddpm.distillation.run import FAMILIES, DistillConfig, distill, student_folder
+
+__all__ = [
+    "FAMILIES",
+    "METHODS",
+    "Consistency",
+    "ContinuousConsistency",
+    "DistillConfig",
+    "Distillation",
+    "Guidance",
+    "Matching",
+    "Progressive",
+    "distill",
+    "student_folder",
+]

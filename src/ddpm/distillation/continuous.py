@@ -1,0 +1,103 @@
+"""Consistency in continuous time: the derivative of the prediction along the trajectory, brought to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.denoiser import Cond, Denoiser, V
+from ddpm.distillation.methods import ContinuousConsistency
+from ddpm.distillation.teacher import Teacher, masks
+from ddpm.errors import ConfigError
+from ddpm.networks.blocks import reference
+from ddpm.objective.losses import Draws, Loss, Uncertainty
+from ddpm.process import At
+
+SOFT = 0.1  # c of the tangent's normalisation
+
+
+class ContinuousLoss(Loss):
+    """See `ContinuousConsistency`."""
+
+    def __init__(self, settings: ContinuousConsistency) -> None:
+        super().__init__()
+        self.settings, self.teacher, self.ramp = settings, Teacher(settings), 0.0
+        self.uncertainty = Uncertainty()
+
+    def advance(self, share: float) -> None:
+        """How much of the network's own derivative counts: r, rising to 1 over the warm-up."""
+        self.ramp = 1.0 if self.settings.warmup == 0 else min(1.0, share / self.settings.warmup)
+
+    def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
+        """exp(-w) |F - F_old - g|^2 + w per entry, with g the normalised tangent and w learned for each level."""
+        check_circle(denoiser)
+        process = denoiser.process
+        time, density = self.settings.times.draw(draws.u, process)
+        at = process.at(time, like=x0)
+        x = process.perturb(x0, draws.eps, at)
+        again = masks(x.device)
+        now = network_output(denoiser, x, at, cond)
+        again()
+        wanted = now.detach() + self.tangent(denoiser, x0, x, at, cond, draws.eps)
+        level = self.uncertainty(process.log_snr(time).to(x0.device))
+        error = (now - wanted).reshape(len(x), -1).square().mean(1)
+        return ((-level).exp() * error + level) / density.to(x0)
+
+    @torch.no_grad()
+    def tangent(self, denoiser: Denoiser, x0: Tensor, x: Tensor, at: At, cond: Cond, eps: Tensor) -> Tensor:
+        """g = -alpha^2 (F - v) - r alpha sigma (x + dF/dphi), divided by |g| + c, phi = arctan(sigma/alpha), v = dx/dphi.
+
+        |.| is the root mean square over entries here, so that c does not depend on their number. Reference: Lu, Song, 2024, eqs. 6 and 8
+        and algorithm 1.
+        """
+        process = denoiser.process
+        x0, eps = self.source(x0, x, at, cond, eps)
+        rates = process.circle_rates(at)
+        v = rates[1] * x0 + rates[2] * eps
+        old, change = along(denoiser, x, at, cond, v, rates)
+        g = -(at.alpha**2) * (old - v) - self.ramp * (at.alpha * at.sigma * x + change)
+        size = g.reshape(len(g), -1).square().mean(1).sqrt().reshape(-1, *[1] * (x.ndim - 1))
+        return g / (size + SOFT)
+
+    def source(self, x0: Tensor, x: Tensor, at: At, cond: Cond, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) whose velocity the trajectory follows."""
+        if self.settings.source == "data":
+            return x0, eps
+        said = self.teacher(x, at, cond)
+        return said.x0, said.eps
+
+
+def check_circle(denoiser: Denoiser) -> None:
+    """ConfigError unless v is predicted and alpha^2 + sigma^2 = 1."""
+    ends = denoiser.process.at(torch.linspace(0.0, 1.0, 9, dtype=torch.float64))
+    even = bool((ends.alpha.square() + ends.sigma.square() - 1.0).abs().max() < 1e-9)
+    if not even or denoiser.parameterization != V():
+        raise ConfigError(
+            f"method ContinuousConsistency: this model predicts {type(denoiser.parameterization).__name__} on "
+            f"{type(denoiser.process.schedule).__name__}; it takes V on a schedule with alpha^2 + sigma^2 = 1; use Consistency"
+        )
+
+
+def network_output(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:
+    """F of the denoiser: v = alpha eps - sigma x0."""
+    said = denoiser(x, at, cond)
+    return at.alpha * said.eps - at.sigma * said.x0
+
+
+def along(denoiser: Denoiser, x: Tensor, at: At, cond: Cond, v: Tensor, rates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """F, and alpha sigma dF/dphi along the trajectory, by one forward-mode pass with tangents scaled by alpha sigma, which stay bounded.
+
+    v: dx/dphi; rates: d(t, alpha, sigma)/dphi.
+    """
+    scale = at.alpha * at.sigma
+    network = getattr(denoiser, "network", None)
+    module = network if isinstance(network, nn.Module) else nn.Identity()
+    with reference(module), torch.autocast(x.device.type, enabled=False):
+        output, change = torch.func.jvp(
+            lambda x, t, alpha, sigma: network_output(denoiser, x, At(t, alpha, sigma), cond),
+            (x, *at),
+            (scale * v, *(scale * rate for rate in rates)),
+        )[:2]
+    return output, change

@@ -1,0 +1,190 @@
+"""The ways to distil, as settings. Each is a loss: the student is a denoiser like any other, and the one Trainer trains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ddpm.config import check, setting
+from ddpm.denoiser.student import Student
+from ddpm.objective.loss import LossSettings
+from ddpm.objective.times import Times, UniformTimes
+
+if TYPE_CHECKING:
+    from ddpm.objective.losses import Loss
+    from ddpm.process import Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(LossSettings):
+    """What all have in common: the model that is distilled, and what of it the student keeps."""
+
+    teacher: str = setting("", "run folder of the model that is distilled")
+    guidance: float = setting(1.0, "scale of classifier-free guidance the teacher is asked under; 1: none")
+    variance: bool = setting(False, "the teacher's network has a variance output, which the student keeps without use")
+    told: bool = setting(False, "the teacher's network is told a guidance scale, and so is the student's")
+
+    @property
+    def learned_variance(self) -> bool:
+        """As the teacher's network, whose weights the student starts from."""
+        return self.variance
+
+    @property
+    def guided(self) -> bool:
+        """As the teacher's network."""
+        return self.told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive(Distillation):
+    """One step of the student for two of the teacher's. Repeated, the number of steps is halved each time.
+
+    The student's prediction at t is fitted to the x0 whose deterministic step lands where two steps of the teacher do, with the truncated
+    weight max(SNR, 1). Reference: Salimans, Ho, 2022, arXiv:2202.00512, algorithm 2 and eq. 9.
+    """
+
+    fine: tuple[float, ...] = setting((), "the teacher's instants, falling; every second, from the first on, is the student's")
+
+    def __post_init__(self) -> None:
+        odd = len(self.fine) % 2
+        check(self, [f"fine: got {len(self.fine)} instants, must be twice the student's"] if odd else [])
+
+    def student(self, process: Process) -> Student:
+        """Steps between every second of the teacher's instants."""
+        return Student(method="progressive", meaning="step", times=self.fine[::2])
+
+    def build(self) -> Loss:
+        """A `ProgressiveLoss`."""
+        from ddpm.distillation.progressive import ProgressiveLoss
+
+        return ProgressiveLoss(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Distillation):
+    """The guided prediction in one call instead of two, with the scale as an input of the network.
+
+    Reference: Meng et al., 2022, arXiv:2210.03142, section 3.1.
+    """
+
+    most: float = setting(8.0, "largest scale; those of training are even from 1 to it", above=1.0, high=1000.0)
+
+    @property
+    def guided(self) -> bool:
+        """Always."""
+        return True
+
+    def student(self, process: Process) -> Student:
+        """A mean, of the data as guidance would have them."""
+        return Student(method="guidance", meaning="mean")
+
+    def build(self) -> Loss:
+        """A `GuidanceLoss`."""
+        from ddpm.distillation.guidance import GuidanceLoss
+
+        return GuidanceLoss(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(Distillation):
+    """The prediction at t is fitted to the student's own at a nearby s < t of the same trajectory, whose end it must share.
+
+    x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the same data with the same noise (source = data:
+    consistency training, where the teacher is only the start). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
+    u = sigma/(alpha + sigma), gap = 2^-k in stage k = 0, 1 ..., so the first stage (s = 0) regresses the data themselves.
+
+    Reference: Song et al., 2023, arXiv:2303.01469, algorithms 2 and 3; no average as target, Pseudo-Huber metric, weight 1/(u_t - u_s):
+    Song, Dhariwal, 2023, arXiv:2310.14189, table 1; the shrinking gap: Geng et al., 2024, arXiv:2406.14548, section 3 (there in sigma).
+    """
+
+    source: Literal["teacher", "data"] = setting("teacher", "where the nearby point of the trajectory comes from")
+    stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=30)
+    first: int = setting(1, "stage to begin with; 0 regresses the data", low=0, high=30)
+    huber: float = setting(0.00054, "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; larger: nearer to the squared error", above=0.0)
+    times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    def student(self, process: Process) -> Student:
+        """A map from every instant."""
+        return Student(method=f"consistency from {self.source}", meaning="map")
+
+    def build(self) -> Loss:
+        """A `ConsistencyLoss`."""
+        from ddpm.distillation.consistency import ConsistencyLoss
+
+        return ConsistencyLoss(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousConsistency(Distillation):
+    """Consistency in the limit s -> t: the network is moved along the derivative of its prediction on the trajectory.
+
+    For networks that predict v on a schedule with alpha^2 + sigma^2 = 1, where it is the published method with sigma_data = 1. Its own
+    derivative is found by forward-mode differentiation. Waves of a clock that reads 0 to 1000 change a hundred times faster than anything
+    to be learned, and the derivative is theirs; the student therefore gets a slower clock, and learns to read it during the warm-up,
+    whose target is the velocity alone.
+
+    Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data) and section 4.1 (clock).
+    """
+
+    source: Literal["teacher", "data"] = setting("teacher", "whose velocity the trajectory follows")
+    warmup: float = setting(
+        0.1, "share of the run over which the network's own derivative is taken into account more and more", low=0.0, high=1.0
+    )
+    clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
+    times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    def student(self, process: Process) -> Student:
+        """A map from every instant."""
+        return Student(method=f"continuous consistency from {self.source}", meaning="map")
+
+    def build(self) -> Loss:
+        """A `ContinuousLoss`."""
+        from ddpm.distillation.continuous import ContinuousLoss
+
+        return ContinuousLoss(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(Distillation):
+    """A generator whose samples, with noise, have the density the teacher knows: no pairs, no trajectories, no adversary.
+
+    A second network, trained along, learns the score of what the generator makes; the generator follows the difference of the two.
+
+    Reference: Yin et al., 2023, arXiv:2311.18828, eqs. 7 and 8 (without the regression); several steps: Yin et al., 2024,
+    arXiv:2405.14867, section 4.5 (here with noisy data for the simulated inputs); beginning below t = 1: Zhou et al., 2024,
+    arXiv:2404.04057, table 5 (sigma_init).
+    """
+
+    steps: int = setting(1, "steps of the generator", low=1, high=1024)
+    begin: float = setting(2.5, "noise over signal the generator is told to begin at, where noise alone is handed to it", above=0.0)
+    low: float = setting(0.02, "least t at which densities are compared", above=0.0, below=1.0)
+    high: float = setting(0.98, "largest", above=0.0, high=1.0)
+
+    def student(self, process: Process) -> Student:
+        """A map from the instants asked for."""
+        return Student(method="matching", meaning="map", times=self.instants(process))
+
+    def instants(self, process: Process) -> tuple[float, ...]:
+        """Even in the level sigma/(alpha + sigma), from `begin` down; on a chain at its knots."""
+        import torch
+
+        level = self.begin / (1.0 + self.begin)
+        places = torch.arange(self.steps, 0, -1, dtype=torch.float64) / self.steps * level
+        times, length = process.at_level(places).t, process.schedule.T
+        if length is not None:
+            times = ((times * length).round().clamp(min=1) / length).unique().flip(0)
+        found: list[float] = times.tolist()
+        return tuple(found)
+
+    def build(self) -> Loss:
+        """A `MatchingLoss`."""
+        from ddpm.distillation.matching import MatchingLoss
+        from ddpm.training.state import load
+
+        loss = MatchingLoss(self)
+        if self.teacher:
+            loss.use(load(self.teacher), load(self.teacher))
+        return loss
+
+
+METHODS = (Progressive, Guidance, Consistency, ContinuousConsistency, Matching)

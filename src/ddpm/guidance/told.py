@@ -1,0 +1,34 @@
+"""Guidance that a distilled network has learned: it is told the scale, and answers in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Cond, Denoiser, NetworkDenoiser, Prediction
+from ddpm.errors import ConfigError
+from ddpm.process import At
+
+
+class Told(Denoiser):
+    """A denoiser of the guided data, cond["guidance"] set to the scale for every sample. ConfigError for a network that is not told any.
+
+    Reference: Meng et al., 2022, arXiv:2210.03142, section 3.1.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser, scale: float) -> None:
+        super().__init__()
+        if not denoiser.guided:
+            raise ConfigError("guidance: this network is not told a scale; distil it with the method guidance, or use ClassifierFree")
+        self.denoiser, self.scale = denoiser, scale
+        self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
+        self.shape, self.codec, self.classes = denoiser.shape, denoiser.codec, denoiser.classes
+        self.meaning, self.times, self.self_condition = denoiser.meaning, denoiser.times, denoiser.self_condition
+
+    def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
+        """What the network says of x when it is told the scale."""
+        return self.denoiser(x, at, {**(cond or {}), "guidance": torch.full((len(x),), self.scale, dtype=x.dtype, device=x.device)})
+
+    def residual(self, at: At) -> Tensor:
+        """The network's."""
+        return self.denoiser.residual(at)

@@ -1,0 +1,53 @@
+"""What is taken where nobody says: the sampler, the number of steps and the grid that suit a denoiser, distilled or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddpm.denoiser.student import refusal
+from ddpm.errors import ConfigError
+from ddpm.process import Grid, Listed, default_grid
+from ddpm.sampling.adaptive import Adaptive
+from ddpm.sampling.consistency import Consistency
+from ddpm.sampling.ddim import DDIM
+from ddpm.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from ddpm.denoiser import Denoiser
+
+STEPS = 50
+
+
+class Way(NamedTuple):
+    """How a denoiser is walked."""
+
+    sampler: Sampler | Adaptive
+    steps: int
+    grid: Grid
+
+
+def usual_sampler(denoiser: Denoiser) -> Sampler:
+    """DDIM, which a student that jumps between its instants is made for too; `Consistency` for a map."""
+    return Consistency() if denoiser.meaning == "map" else DDIM()
+
+
+def usual_steps(denoiser: Denoiser, fallback: int = STEPS) -> int:
+    """As many as a student was made for, one for a map, else the fallback, or a shorter chain's own."""
+    length = denoiser.process.schedule.T
+    return len(denoiser.times) or (1 if denoiser.meaning == "map" else min(fallback, length or fallback))
+
+
+def way(denoiser: Denoiser, sampler: Sampler | Adaptive | None, steps: int | None, grid: Grid | None) -> Way:
+    """The way asked for, completed by what suits; ConfigError where the denoiser cannot be walked so."""
+    chosen = sampler or usual_sampler(denoiser)
+    if isinstance(chosen, Sampler) and not chosen.reads(denoiser.meaning):
+        if denoiser.meaning == "mean":
+            raise ConfigError(f"sampler {type(chosen).__name__}: is for distilled models, and this one predicts a mean; use another")
+        raise ConfigError(f"sampler {type(chosen).__name__}: {refusal(denoiser.meaning)}")
+    count = steps if steps is not None else usual_steps(denoiser)
+    if denoiser.times and (count != len(denoiser.times) or not (grid is None or grid == Listed(at=denoiser.times))):
+        raise ConfigError(
+            f"steps: got {count}{'' if grid is None else f' on {type(grid).__name__}'}; this model was distilled for its own "
+            f"{len(denoiser.times)}, leave steps and grid out"
+        )
+    return Way(chosen, count, grid or (Listed(at=denoiser.times) if denoiser.times else default_grid(denoiser.process, count)))

@@ -1,0 +1,203 @@
+"""Distillation of runs: the student is a run like any other, knows how it is walked, and survives what other runs survive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ddpm
+from ddpm.cli import main
+from ddpm.data import Dataset
+from ddpm.denoiser import Index
+from ddpm.distillation import (
+    METHODS,
+    Consistency,
+    ContinuousConsistency,
+    Distillation,
+    DistillConfig,
+    Guidance,
+    Matching,
+    Progressive,
+    distill,
+    student_folder,
+)
+from ddpm.errors import ConfigError
+from ddpm.process import Straight
+from ddpm.sampling import DDIM, Ancestral
+from ddpm.sampling import Consistency as ConsistencySampler
+from ddpm.training import Finished, Trainer
+from ddpm.training.config import OptimizerSettings
+from ddpm.training.state import load_with_card
+from small_runs import SMALL_UNET, digests, metrics, pictures, quietly, settings, table
+
+KINDS: list[Distillation] = [
+    Progressive(), Guidance(), Consistency(), Consistency(source="data"), ContinuousConsistency(), ContinuousConsistency(source="data"),
+    Matching(),
+]  # fmt: skip
+every = pytest.mark.parametrize("method", KINDS, ids=lambda method: f"{type(method).__name__}-{getattr(method, 'source', '')}")
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """Points of two classes."""
+    return table(64, classes=2)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
+    """A run of a few steps."""
+    out = tmp_path_factory.mktemp("teachers") / "table"
+    quietly(settings(out, steps=8, cond_dropout=0.3), data=data)
+    return out
+
+
+def asked(method: Distillation, out: Path, **changes: Any) -> DistillConfig:
+    """A distillation of a few updates."""
+    base = DistillConfig(method=method, steps=2, rounds=2, updates=6, batch=8, out=str(out), preview=0, threads=1, checkpoint_every=3)
+    return replace(base, **changes)
+
+
+def quiet(teacher: Path, config: DistillConfig, data: Dataset) -> Finished:
+    """`distill` without output."""
+    return distill(teacher, config, data=data, quiet=True)
+
+
+def test_every_method_is_tried_here() -> None:
+    assert {type(method) for method in KINDS} == set(METHODS)
+
+
+@every
+def test_a_student_is_a_run_that_knows_its_walk(method: Distillation, teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    finished = quiet(teacher, asked(method, out), data)
+    assert finished.code == 0 and finished.run == out
+    student, document = load_with_card(out)
+    assert student.student is not None and document["student"]["meaning"] == student.meaning
+    assert {"Progressive": "step", "Guidance": "mean"}.get(type(method).__name__, "map") == student.meaning
+    assert len(student.times) == (2 if isinstance(method, Progressive | Matching) else 0)
+    cond = {"class": torch.tensor([0, 1, 1])}
+    drawn = ddpm.sample(student, 3, cond=cond)
+    assert drawn.isfinite().all() and drawn.shape == (3, 3)
+    held = [line for line in metrics(out) if "held_out_loss" in line]
+    assert held and ("gaussian_loss" in held[-1]) == (student.meaning == "mean")
+    before = ddpm.load(teacher)
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), before.parameters(), strict=False)), "it has learned something"
+
+
+@every
+def test_killed_and_resumed_it_is_the_same_to_the_last_bit(
+    method: Distillation, teacher: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(teacher, asked(method, tmp_path / "straight"), data)
+    step = Trainer.step
+
+    def killed(self: Trainer, say: Any) -> Any:
+        if self.state.step == 4 and "rounds" not in str(self.run):
+            raise SystemExit("killed")
+        return step(self, say)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(SystemExit):
+            quiet(teacher, asked(method, tmp_path / "killed"), data)
+    quiet(teacher, asked(method, tmp_path / "killed"), data)
+    found, expected = digests(tmp_path / "killed"), digests(tmp_path / "straight")
+    assert found == expected
+    assert ("loss/fake.network.head.weight" in found) == isinstance(method, Matching)
+
+
+def test_continuous_time_slows_the_clock_down(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    quiet(teacher, asked(ContinuousConsistency(clock=5.0), tmp_path / "student", updates=1), data)
+    assert ddpm.load(tmp_path / "student").clock == Index(scale=5.0) and ddpm.load(teacher).clock == Index()
+
+
+def test_progressive_runs_a_round_after_another_and_not_twice(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    quiet(teacher, asked(Progressive(), out), data)
+    rounds = sorted(path.name for path in (out / "rounds").iterdir())
+    assert rounds == ["0004-steps"]
+    first = ddpm.load(out / "rounds" / "0004-steps")
+    assert ddpm.load(out).times == first.times[::2]
+    written = (out / "rounds" / "0004-steps" / "latest").stat().st_mtime_ns
+    quiet(teacher, asked(Progressive(), out), data)
+    assert (out / "rounds" / "0004-steps" / "latest").stat().st_mtime_ns == written
+
+
+def test_pictures_are_distilled_by_every_method(tmp_path: Path) -> None:
+    data = pictures(3, 8, 8)
+    quietly(settings(tmp_path / "teacher", network=SMALL_UNET, steps=2), data=data)
+    for method in KINDS:
+        if not isinstance(method, Guidance):
+            out = tmp_path / f"{type(method).__name__}-{getattr(method, 'source', '')}"
+            assert quiet(tmp_path / "teacher", asked(method, out, updates=2, checkpoint_every=2), data).code == 0
+            assert ddpm.sample(ddpm.load(out), 2).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("sampler", "kind", "said"), [
+    (DDIM(), Consistency(), "where a trajectory ends"),
+    (Ancestral(), Progressive(), "from each of its own instants"),
+    (ConsistencySampler(), Progressive(), "from each of its own instants"),
+    (DDIM(eta=0.5), Progressive(), "from each of its own instants"),
+])  # fmt: skip
+def test_a_sampler_that_makes_no_sense_is_refused_and_why(
+    sampler: Any, kind: Distillation, said: str, teacher: Path, data: Dataset, tmp_path: Path
+) -> None:
+    quiet(teacher, asked(kind, tmp_path / "student", updates=1), data)
+    with pytest.raises(ConfigError, match=said):
+        ddpm.sample(ddpm.load(tmp_path / "student"), 2, sampler=sampler, cond={"class": torch.tensor([0, 1])})
+
+
+def test_what_cannot_be_distilled_is_refused(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    quiet(teacher, asked(Consistency(), tmp_path / "student", updates=1), data)
+    with pytest.raises(ConfigError, match="itself a student"):
+        quiet(tmp_path / "student", asked(Consistency(), tmp_path / "again"), data)
+    plain = table(40)
+    quietly(settings(tmp_path / "plain", steps=1), data=plain)
+    with pytest.raises(ConfigError, match="without conditions"):
+        quiet(tmp_path / "plain", asked(Guidance(), tmp_path / "no"), plain)
+    quietly(settings(tmp_path / "straight", steps=1, schedule=Straight()), data=plain)
+    with pytest.raises(ConfigError, match="alpha"):
+        quiet(tmp_path / "straight", asked(ContinuousConsistency(), tmp_path / "no2"), plain)
+    with pytest.raises(ConfigError, match="this chain has 1000"):
+        quiet(teacher, asked(Progressive(), tmp_path / "no3", steps=512, rounds=1), data)
+    assert not (tmp_path / "no").exists() and not (tmp_path / "no3").exists()
+
+
+def test_guidance_can_be_distilled_into_a_student_of_few_steps(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    """Guidance first, then steps: the second student is told a scale too."""
+    quick = OptimizerSettings(lr=0.02, warmup=0)
+    quiet(teacher, asked(Guidance(), tmp_path / "guided", optimizer=quick), data)
+    quiet(tmp_path / "guided", asked(Progressive(), tmp_path / "few", optimizer=quick), data)
+    few = ddpm.load(tmp_path / "few")
+    assert few.guided and few.meaning == "step"
+    from ddpm.guidance import Told
+
+    cond = {"class": torch.tensor([0, 1])}
+    one, other = (ddpm.sample(Told(few, scale), 2, cond=cond) for scale in (1.0, 4.0))
+    assert not torch.equal(one, other)
+
+
+def test_the_folder_is_named_by_what_was_asked() -> None:
+    assert student_folder("runs/digits", DistillConfig(method=Progressive(), steps=2)).as_posix() == "runs/digits-progressive2"
+    assert student_folder("runs/digits", DistillConfig(method=ContinuousConsistency())).as_posix() == "runs/digits-continuous-consistency"
+    assert student_folder("runs/digits", DistillConfig(out="there")).as_posix() == "there"
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1"]
+    assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
+    assert main(["distill", "t", "--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2", "--score", "0"]) == 0
+    assert "next: ddpm sample t-progressive2" in capsys.readouterr().out
+    for extra in ([], ["--sampler", "auto"], ["--steps", "2"]):
+        assert main(["sample", "t-progressive2", "--n", "4", *extra]) == 0
+        assert "DDIM, 2 steps" in capsys.readouterr().out
+    assert main(["sample", "t-progressive2", "--n", "4", "--steps", "3"]) == 2
+    assert "its own 2" in capsys.readouterr().err
+    assert main(["sample", "t", "--n", "4", "--sampler", "consistency"]) == 2
+    assert main(["distill", "t", "--score", "5"]) == 2
+    assert main(["distill", "nowhere"]) == 4
