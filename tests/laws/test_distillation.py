@@ -486,19 +486,19 @@ def test_the_truncated_weight_is_that_of_the_larger_error() -> None:
 
 
 def test_the_second_network_is_at_rest_when_it_knows_what_is_made() -> None:
-    """Its loss is that of a denoiser of the generator's samples: the exact one has no gradient in expectation, a shifted one has."""
+    """Its loss is that of a denoiser of the generator's samples: the exact one has no gradient in expectation, another one has."""
     process, settings = Process(Cosine(T=None, clip=None)), Matching(steps=3)
     bell, student, count = Bell(process), settings.student(process), 20_000
     assert len(student.times) == 3
     made, sizes = bell.data(count, seed=11), []
     for off in (0.0, 0.2):
-        shift = nn.Parameter(torch.full((2,), off, dtype=torch.float64))
+        gain = nn.Parameter(torch.full((2,), 1.0 + off, dtype=torch.float64))
         loss = MatchingLoss(settings)
         loss.teacher.use(bell.exact)
-        loss.fake = Answering(process, lambda x, at, shift=shift: bell.exact(x, at).x0 + shift)
+        loss.fake = Answering(process, lambda x, at, gain=gain: bell.exact(x, at).x0 * gain)
         loss(Answering(process, lambda x, at: made, student), bell.data(count), None, drawn(count)).mean().backward()
-        assert shift.grad is not None
-        sizes.append(float(shift.grad.sum()))
+        assert gain.grad is not None
+        sizes.append(float(gain.grad.sum()))
     assert abs(sizes[0]) < 0.05 * sizes[1], sizes
 
 
@@ -533,3 +533,26 @@ def test_the_teacher_is_asked_under_its_guidance() -> None:
     torch.testing.assert_close(teacher(x, at, cond).x0, ClassifierFree(plain, 2.5)(x, at, cond).x0)
     assert (teacher(x, at, cond).x0 - plain(x, at, cond).x0).abs().max() > 1e-3
     torch.testing.assert_close(teacher(x, at, None).x0, plain(x, at, None).x0)
+
+
+def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_of_the_whole_range() -> None:
+    """Its gradient is (x0_fake - x0_teacher) over the mean of |made - x0_teacher|, an entry, at t even in [low, high]."""
+    process, settings = Process(Cosine(T=None, clip=None)), Matching(low=0.1, high=0.9)
+    bell, draws = Bell(process), drawn()
+    made = nn.Parameter(bell.data(COUNT, seed=11))
+    asked: list[tuple[Tensor, At]] = []
+
+    def teacher(x: Tensor, at: At) -> Tensor:
+        asked.append((x, at))
+        return bell.exact(x, at).x0
+
+    loss = MatchingLoss(settings)
+    loss.teacher.use(Answering(process, teacher))
+    loss.fake = three_bumps(process)
+    loss(Answering(process, lambda x, at: made, settings.student(process)), bell.data(COUNT), None, draws).sum().backward()
+    x, at = asked[0]
+    torch.testing.assert_close(at.t.flatten(), 0.1 + 0.8 * draws.u)
+    torch.testing.assert_close(x, process.perturb(made.detach(), draws.z, at))
+    real = bell.exact(x, at).x0
+    size = (made.detach() - real).abs().mean(1, keepdim=True)
+    torch.testing.assert_close(made.grad, (three_bumps(process)(x, at).x0 - real) / size / 2)
