@@ -25,13 +25,16 @@ from ddpm.distillation import (
     distill,
     student_folder,
 )
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, DataError
+from ddpm.guidance import Told
+from ddpm.objective import Hybrid
 from ddpm.process import Straight
 from ddpm.sampling import DDIM, Ancestral
 from ddpm.sampling import Consistency as ConsistencySampler
 from ddpm.training import Finished, Trainer
 from ddpm.training.config import OptimizerSettings
 from ddpm.training.state import load_with_card
+from ddpm.training.tricks import Tricks
 from small_runs import SMALL_UNET, digests, metrics, pictures, quietly, settings, table
 
 KINDS: list[Distillation] = [
@@ -119,12 +122,15 @@ def test_progressive_runs_a_round_after_another_and_not_twice(teacher: Path, dat
     out = tmp_path / "student"
     quiet(teacher, asked(Progressive(), out), data)
     rounds = sorted(path.name for path in (out / "rounds").iterdir())
-    assert rounds == ["0004-steps"]
+    assert rounds == ["0004-steps", "asked.json"]
     first = ddpm.load(out / "rounds" / "0004-steps")
     assert ddpm.load(out).times == first.times[::2]
     written = (out / "rounds" / "0004-steps" / "latest").stat().st_mtime_ns
     quiet(teacher, asked(Progressive(), out), data)
     assert (out / "rounds" / "0004-steps" / "latest").stat().st_mtime_ns == written
+    for other in ({"rounds": 3}, {"updates": 9}):
+        with pytest.raises(ConfigError, match="next one's teacher"):
+            quiet(teacher, asked(Progressive(), out, **other), data)
 
 
 def test_pictures_are_distilled_by_every_method(tmp_path: Path) -> None:
@@ -174,7 +180,6 @@ def test_guidance_can_be_distilled_into_a_student_of_few_steps(teacher: Path, da
     quiet(tmp_path / "guided", asked(Progressive(), tmp_path / "few", optimizer=quick), data)
     few = ddpm.load(tmp_path / "few")
     assert few.guided and few.meaning == "step"
-    from ddpm.guidance import Told
 
     cond = {"class": torch.tensor([0, 1])}
     one, other = (ddpm.sample(Told(few, scale), 2, cond=cond) for scale in (1.0, 4.0))
@@ -201,3 +206,74 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["sample", "t", "--n", "4", "--sampler", "consistency"]) == 2
     assert main(["distill", "t", "--score", "5"]) == 2
     assert main(["distill", "nowhere"]) == 4
+
+
+def test_only_the_teachers_own_data_are_distilled_on(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    """Data that came from Python are not those of the settings, which would be the bundled digits."""
+    with pytest.raises(DataError):
+        distill(teacher, asked(Consistency(), tmp_path / "student"), quiet=True)
+    with pytest.raises(DataError):
+        quiet(teacher, asked(Consistency(), tmp_path / "student"), pictures(1, 8, 8))
+    assert not (tmp_path / "student").exists()
+
+
+def test_the_very_checkpoint_is_the_teacher(data: Dataset, tmp_path: Path) -> None:
+    quietly(settings(tmp_path / "t", steps=2, checkpoint_every=2, keep=9), data=data)
+    quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=1), data)
+    quietly(settings(tmp_path / "t", steps=4, checkpoint_every=2, keep=9), data=data)
+    with pytest.raises(ConfigError, match="teacher"):
+        quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=2), data)
+    quiet(tmp_path / "t" / "step-0000002", asked(Consistency(), tmp_path / "s", updates=2), data)
+
+
+def test_teachers_that_hear_themselves(data: Dataset, tmp_path: Path) -> None:
+    quietly(settings(tmp_path / "t", steps=2, tricks=Tricks(self_condition=True)), data=data)
+    for method in (Matching(), ContinuousConsistency(), Consistency(), Progressive()):
+        out = tmp_path / type(method).__name__
+        assert quiet(tmp_path / "t", asked(method, out), data).code == 0
+        assert ddpm.sample(ddpm.load(out), 2, cond={"class": torch.tensor([0, 1])}).isfinite().all()
+
+
+def test_a_variance_that_is_not_trained_is_not_said(data: Dataset, tmp_path: Path) -> None:
+    quietly(settings(tmp_path / "t", steps=2, loss=Hybrid(), cond_dropout=0.3), data=data)
+    quiet(tmp_path / "t", asked(Guidance(), tmp_path / "s"), data)
+    with pytest.raises(ConfigError, match="predicts none"):
+        ddpm.sample(ddpm.load(tmp_path / "s"), 2, sampler=Ancestral(variance="learned"), cond={"class": torch.tensor([0, 1])})
+
+
+def test_scales_of_guidance_that_were_not_learned_are_refused(teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    quiet(teacher, asked(Guidance(most=3.0), tmp_path / "g"), data)
+    quiet(tmp_path / "g", asked(Progressive(), tmp_path / "p"), data)
+    for run in ("g", "p"):
+        Told(ddpm.load(tmp_path / run), 3.0)
+        for scale in (0.5, 3.1, float("nan")):
+            with pytest.raises(ConfigError, match="from 1 to 3"):
+                Told(ddpm.load(tmp_path / run), scale)
+    with pytest.raises(ConfigError, match="only progressive"):
+        quiet(tmp_path / "g", asked(Consistency(), tmp_path / "no"), data)
+
+
+def test_the_loss_moves_on_with_the_run(teacher: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gaps: list[float] = []
+    step = Trainer.step
+
+    def watched(self: Trainer, say: Any) -> Any:
+        out = step(self, say)
+        gaps.append(self.loss.gap)  # type: ignore[arg-type]
+        return out
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    quiet(teacher, asked(Consistency(stages=3), tmp_path / "s"), data)
+    assert gaps == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+
+def test_settings_without_effect_are_refused() -> None:
+    makers: list[Any] = [
+        lambda: Guidance(guidance=2.0),
+        lambda: Consistency(source="data", guidance=2.0),
+        lambda: ContinuousConsistency(source="data", guidance=2.0),
+        lambda: Matching(low=0.9, high=0.1),
+    ]
+    for make in makers:
+        with pytest.raises(ConfigError):
+            make()

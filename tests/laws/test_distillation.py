@@ -23,7 +23,7 @@ from ddpm.distillation.teacher import Teacher
 from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree, Told
 from ddpm.networks.config import CondSpec, MLPConfig
-from ddpm.objective import Draws
+from ddpm.objective import Draws, LogitNormal
 from ddpm.process import EDM, At, Cosine, Linear, Listed, Process, Schedule, Straight, Trailing
 from ddpm.random import normals
 from ddpm.sampling import DDIM, Adaptive, Ancestral, sample
@@ -121,8 +121,7 @@ def test_a_progressive_student_that_lands_where_two_steps_do_has_no_loss(teacher
     assert student.times == tuple(Trailing().times(process, 4).tolist()) and student.meaning == "step"
 
     def two(x: Tensor, at: At) -> Tensor:
-        first, second = (DDIM().plan(teacher(process).bind(), torch.tensor(fine, dtype=torch.float64)) for _ in range(2))
-        del second
+        first = DDIM().plan(teacher(process).bind(), torch.tensor(fine, dtype=torch.float64))
         out = torch.empty_like(x)
         for i, t in enumerate(at.t.flatten().tolist()):
             k = min(range(8), key=lambda k: abs(fine[k] - t))
@@ -142,7 +141,7 @@ def test_a_progressive_student_that_lands_where_two_steps_do_has_no_loss(teacher
 def test_pairs_are_drawn_evenly_and_the_last_ends_clean() -> None:
     process = Process(Straight())
     fine = (1.0, 0.75, 0.5, 0.25)
-    which, cond = split(torch.tensor([0.0, 0.25, 0.5, 0.99], dtype=torch.float64), 2, None, True)
+    which, cond = split(torch.tensor([0.0, 0.25, 0.5, 0.99], dtype=torch.float64), 2, None, 8.0)
     assert which.tolist() == [0, 0, 1, 1]
     assert cond is not None
     torch.testing.assert_close(cond["guidance"], torch.tensor([1.0, 4.5, 1.0, 7.86]))
@@ -423,3 +422,137 @@ def test_a_student_that_steps_knows_its_instants(times: tuple[float, ...]) -> No
         Student(method="a test", meaning="step", times=times)
     with pytest.raises(ConfigError, match="fine"):
         Progressive(fine=(1.0, 0.5, 0.25))
+
+
+def pull(
+    loss: Any, process: Process, answer: Callable[[Tensor, At], Tensor], student: Student, x0: Tensor, draws: Draws, off: float
+) -> float:
+    """The gradient of a loss along a shift of the right answer by `off`: positive where descent goes back to it."""
+    shift = nn.Parameter(torch.full((2,), off, dtype=torch.float64))
+    loss(Answering(process, lambda x, at: answer(x, at) + at.level * shift, student), x0, None, draws).mean().backward()
+    assert shift.grad is not None
+    return float((shift.grad * off).sum())
+
+
+@pytest.mark.parametrize("method", [Consistency(), Consistency(source="data"), ContinuousConsistency(warmup=0.0)], ids=repr)
+def test_from_beside_the_exact_map_descent_leads_back(method: Any) -> None:
+    process = Process(Cosine(T=None, clip=None))
+    bell, loss = Bell(process), taught(method.build(), Bell(process).exact)
+    loss.advance(0.999)
+    draws = Draws(0.1 + 0.8 * uniforms(4096, 5), unit(4096, 2, seed=6), unit(4096, 2, seed=7))
+    for off in (0.3, -0.3):
+        assert pull(loss, process, bell.map, method.student(process), bell.data(4096), draws, off) > 0
+
+
+def test_no_gradient_goes_through_the_nearby_point() -> None:
+    process = Process(Straight())
+    bell, asked = Bell(process), []
+    loss = taught(ConsistencyLoss(Consistency()), bell.exact)
+
+    def watched(x: Tensor, at: At) -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        return bell.map(x, at)
+
+    loss(Answering(process, watched), bell.data(COUNT), None, drawn())
+    assert asked == [True, False]
+
+
+def test_the_consistency_loss_is_the_distance_over_the_step_and_the_density() -> None:
+    process = Process(Straight())
+    loss = taught(ConsistencyLoss(Consistency(source="data", first=2, times=LogitNormal())), normal_data(process))
+    draws = drawn()
+    time, density = LogitNormal().draw(draws.u, process)
+    t = process.at(time)
+    s = below(process, t, 0.25)
+    found = loss(Answering(process, lambda x, at: at.level * torch.ones_like(x)), unit(COUNT, 2), None, draws)
+    expected = (((t.level - s.level) ** 2 + 0.00054**2).sqrt() - 0.00054) / (t.level - s.level) / density
+    inside = s.sigma > 0
+    assert int(inside.sum()) > COUNT // 2
+    torch.testing.assert_close(found[inside], expected[inside])
+
+
+def test_the_truncated_weight_is_that_of_the_larger_error() -> None:
+    """max(SNR, 1) |x0 - x0_hat|^2: at much noise that of x0, at little that of eps."""
+    process = Process(Straight())
+    fine = (0.9, 0.6, 0.2, 0.1)
+    settings = Progressive(fine=fine)
+    loss = taught(ProgressiveLoss(settings), normal_data(process))
+    draws = Draws(torch.tensor([0.2, 0.7], dtype=torch.float64), *drawn(2)[1:])
+    x0 = unit(2, 2)
+    t, middle, s = (at.like(x0) for at in triple(process, fine, torch.tensor([0, 1])))
+    right = loss.landed(process, process.perturb(x0, draws.eps, t), t, middle, s, None)
+    found = loss(Answering(process, lambda x, at: right + 0.1, settings.student(process)), x0, None, draws)
+    torch.testing.assert_close(found, 0.01 * t.log_snr.exp().clamp(min=1.0).flatten(), rtol=1e-6, atol=0)
+
+
+def test_the_second_network_is_at_rest_when_it_knows_what_is_made() -> None:
+    """Its loss is that of a denoiser of the generator's samples: the exact one has no gradient in expectation, another one has."""
+    process, settings = Process(Cosine(T=None, clip=None)), Matching(steps=3)
+    bell, student, count = Bell(process), settings.student(process), 20_000
+    assert len(student.times) == 3
+    made, sizes = bell.data(count, seed=11), []
+    for off in (0.0, 0.2):
+        gain = nn.Parameter(torch.full((2,), 1.0 + off, dtype=torch.float64))
+        loss = MatchingLoss(settings)
+        loss.teacher.use(bell.exact)
+        loss.fake = Answering(process, lambda x, at, gain=gain: bell.exact(x, at).x0 * gain)
+        loss(Answering(process, lambda x, at: made, student), bell.data(count), None, drawn(count)).mean().backward()
+        assert gain.grad is not None
+        sizes.append(float(gain.grad.sum()))
+    assert abs(sizes[0]) < 0.05 * sizes[1], sizes
+
+
+def test_the_generator_begins_with_noise_and_goes_on_from_data() -> None:
+    process, settings = Process(Cosine(T=None, clip=None)), Matching(steps=3)
+    student = settings.student(process)
+    handed: list[tuple[Tensor, At]] = []
+
+    def watched(x: Tensor, at: At) -> Tensor:
+        handed.append((x, at))
+        return torch.zeros_like(x)
+
+    loss = MatchingLoss(settings)
+    loss.teacher.use(normal_data(process))
+    loss.fake = normal_data(process)
+    draws, x0 = drawn(), unit(COUNT, 2) + 5.0
+    loss(Answering(process, watched, student), x0, None, draws)
+    x, at = handed[0]
+    first = (at.t.flatten() - student.times[0]).abs() < 1e-9
+    assert 0 < int(first.sum()) < COUNT
+    torch.testing.assert_close(x[first], process.prior(draws.eps, at)[first])
+    torch.testing.assert_close(x[~first], process.perturb(x0, draws.eps, at)[~first])
+
+
+def test_the_teacher_is_asked_under_its_guidance() -> None:
+    process = Process(Cosine())
+    plain = network(process, classes=3)
+    teacher = Teacher(Consistency(guidance=2.5))
+    teacher.use(plain)
+    x, at = unit(4, 2), process.at(0.5).like(unit(4, 2))
+    cond = {"class": torch.tensor([0, 1, 2, 0]), "null": torch.tensor([False, False, True, False])}
+    torch.testing.assert_close(teacher(x, at, cond).x0, ClassifierFree(plain, 2.5)(x, at, cond).x0)
+    assert (teacher(x, at, cond).x0 - plain(x, at, cond).x0).abs().max() > 1e-3
+    torch.testing.assert_close(teacher(x, at, None).x0, plain(x, at, None).x0)
+
+
+def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_of_the_whole_range() -> None:
+    """Its gradient is (x0_fake - x0_teacher) over the mean of |made - x0_teacher|, an entry, at t even in [low, high]."""
+    process, settings = Process(Cosine(T=None, clip=None)), Matching(low=0.1, high=0.9)
+    bell, draws = Bell(process), drawn()
+    made = nn.Parameter(bell.data(COUNT, seed=11))
+    asked: list[tuple[Tensor, At]] = []
+
+    def teacher(x: Tensor, at: At) -> Tensor:
+        asked.append((x, at))
+        return bell.exact(x, at).x0
+
+    loss = MatchingLoss(settings)
+    loss.teacher.use(Answering(process, teacher))
+    loss.fake = three_bumps(process)
+    loss(Answering(process, lambda x, at: made, settings.student(process)), bell.data(COUNT), None, draws).sum().backward()
+    x, at = asked[0]
+    torch.testing.assert_close(at.t.flatten(), 0.1 + 0.8 * draws.u)
+    torch.testing.assert_close(x, process.perturb(made.detach(), draws.z, at))
+    real = bell.exact(x, at).x0
+    size = (made.detach() - real).abs().mean(1, keepdim=True)
+    torch.testing.assert_close(made.grad, (three_bumps(process)(x, at).x0 - real) / size / 2)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 HELP = """Distil a trained model into a student that draws in a few steps, or one. The student is a run like any other.
 
-  ddpm distill runs/digits --method progressive --steps 4        half the steps again and again, from 64 down to 4
+  ddpm distill runs/digits --method progressive --steps 4        half the steps four times, from 64 down to 4: four runs
   ddpm distill runs/digits --method consistency                  one step, or as many as sampling is asked for
+  ddpm distill runs/digits --method consistency --method.source data    a method's own settings; --help-all lists them
   ddpm distill runs/digits --method matching --steps 1           the teacher's density, without its trajectories
   ddpm distill runs/digits --method guidance                     guidance in one call; ddpm sample STUDENT --guidance 2
   ddpm sample runs/digits-progressive4                           knows its own sampler and steps
@@ -57,20 +58,24 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str, Denoiser, int | None, Sampler | None, Grid | None]]:
     """What is drawn and scored: the student, the teacher at as many calls, and the teacher with many."""
-    from ddpm.process import LogSNR
+    from ddpm.cli.tuned import even
+    from ddpm.denoiser import NetworkDenoiser
+    from ddpm.guidance import ClassifierFree, Told
     from ddpm.sampling import DDIM, PRESETS, usual_steps
 
     solver = next(preset.value for preset in PRESETS if preset.name == BEST)
     if student.meaning == "mean":
-        yield "student, usual steps", student, None, None, None
-        yield "teacher, usual steps", teacher, None, None, None
+        assert isinstance(student, NetworkDenoiser)
+        for scale in (1.0, 2.0, 3.0):
+            yield f"student, guidance {scale:g}", Told(student, scale), None, None, None
+            yield f"teacher, guidance {scale:g}", ClassifierFree(teacher, scale), None, None, None
         return
     several = (steps,) if student.times else tuple(dict.fromkeys((1, 2, steps)))
     for count in several:
         yield f"student, {count}", student, count, None, None
         yield f"teacher, DDIM, {count}", teacher, count, DDIM(), None
         if count > 1:
-            yield f"teacher, {BEST}, {count}", teacher, count, solver, LogSNR()
+            yield f"teacher, {BEST}, {count}", teacher, count, solver, even(teacher.process, count)
     yield f"teacher, DDIM, {usual_steps(teacher)}", teacher, None, DDIM(), None
 
 
@@ -93,7 +98,7 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded
     real = evaluator.real(n)
     print(f"{'steps':<28} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")
-    for name, one, steps, sampler, grid in ways(teacher, student, len(student.times) or config.steps):
+    for name, one, steps, sampler, grid in ways(teacher, student, len(student.times) or config.steps or 4):
         drawn = sample(one, n, steps=steps, sampler=sampler, grid=grid, cond=cond, seed=config.seed).cpu()
         print(f"{name:<28} {evaluator.frechet(drawn)!s:>24}", flush=True)
     if real is not None:

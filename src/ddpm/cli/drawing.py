@@ -14,6 +14,7 @@ from ddpm.cli.shortage import smaller_batch
 from ddpm.cli.starting import Starting
 from ddpm.cli.tuned import AUTO, asked_for_auto, settle, typed_of
 from ddpm.config import Families, Layer, check, setting
+from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
 from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Consistency, Sampler, way
@@ -138,8 +139,11 @@ def _distilled(model: NetworkDenoiser, document: Mapping[str, Any], machine: Mac
     """As `ready`, of a student that is no mean: it knows its sampler, and its steps where it was made for some."""
     if start.source is not None:
         raise ConfigError("from: this model was distilled to begin from noise; take variations with the teacher")
+    if how.guide.active and (how.guide.kind != "cfg" or not model.guided):
+        raise ConfigError(f"--guidance: {refusal(model.meaning)}")
     named = "sampler" in typed_of(typed) and not asked_for_auto(typed)
     steps = how.steps if how.steps is not None else how.nfe
+    steps = len(how.grid.at) if steps is None and isinstance(how.grid, Listed) else steps
     sampler, steps, grid = way(model, how.sampler if named else None, steps, how.grid)
     assert isinstance(sampler, Sampler)  # flags name no other
     guided, names = how.guide.guided(model, document, "", how.weights)

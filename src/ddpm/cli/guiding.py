@@ -116,6 +116,8 @@ class Guiding:
                 )
             return ClassifierGuided(model, classifier, self.guidance, interval=interval, rescale=self.rescale), list(classifier.names)
         if model.guided and self.kind == "cfg":
+            if self.guidance_interval is not None or self.rescale:
+                raise ConfigError("--guidance-interval, --rescale: this model answers under guidance in one call; they are for its teacher")
             return Told(model, self.guidance), names
         if self.kind == "autoguide":
             weak = self._weak(document, run, weights).to(device)

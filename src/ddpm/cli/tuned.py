@@ -63,7 +63,7 @@ def settle(config: How, start: Starting, layer: Layer, run: str, process: Proces
             return found, ", tuned for this model (sampling.json)"
     if auto:
         steps = config.steps or steps_for(config.sampler, config.nfe or _calls(start, process))
-        grid = config.grid or _even(process, steps)
+        grid = config.grid or even(process, steps)
         return replace(config, steps=steps, nfe=None, grid=grid), f", chosen by auto (ddpm tune {run} finds better for this model)"
     if config.nfe is not None:
         return replace(config, steps=steps_for(config.sampler, config.nfe), nfe=None), ""
@@ -91,7 +91,7 @@ def _calls(start: Starting, process: Process) -> int:
     return min(AUTO_CALLS, length or AUTO_CALLS)
 
 
-def _even(process: Process, steps: int) -> Grid | None:
+def even(process: Process, steps: int) -> Grid | None:
     """Even in log-SNR; the schedule's usual grid where those instants fall together on a short chain."""
     try:
         LogSNR().times(process, steps)

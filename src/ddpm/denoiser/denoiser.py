@@ -179,7 +179,7 @@ class NetworkDenoiser(Denoiser):
         variance = None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
-            variance = (raw + 1.0) / 2.0
+            variance = (raw + 1.0) / 2.0 if self.student is None else None  # distillation leaves this half untrained
         return self.parameterization.predict(output, x, at, self.process, variance)
 
     def residual(self, at: At) -> Tensor:

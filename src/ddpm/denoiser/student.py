@@ -20,6 +20,7 @@ class Student:
     method: str = setting("", "how it was distilled")
     meaning: Literal["mean", "step", "map"] = setting("map", "what its prediction of x0 stands for")
     times: tuple[float, ...] = setting((), "instants it was trained at, falling; empty: all")
+    guidance: float = setting(1.0, "largest scale of guidance it was told in training; 1: none", low=1.0)
 
     def __post_init__(self) -> None:
         falls = all(a > b for a, b in zip(self.times, self.times[1:], strict=False)) and all(0.0 < t <= 1.0 for t in self.times)

@@ -23,6 +23,7 @@ class Twice(Denoiser):
         self.denoiser = denoiser
         self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
         self.shape, self.codec, self.meaning, self.classes = denoiser.shape, denoiser.codec, denoiser.meaning, denoiser.classes
+        self.times = denoiser.times
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
         """The second prediction."""

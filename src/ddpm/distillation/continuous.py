@@ -92,7 +92,7 @@ def along(denoiser: Denoiser, x: Tensor, at: At, cond: Cond, v: Tensor, rates: S
     v: dx/dphi; rates: d(t, alpha, sigma)/dphi.
     """
     scale = at.alpha * at.sigma
-    network = getattr(denoiser, "network", None)
+    network = getattr(getattr(denoiser, "denoiser", denoiser), "network", None)  # `Twice` holds the student
     module = network if isinstance(network, nn.Module) else nn.Identity()
     with reference(module), torch.autocast(x.device.type, enabled=False):
         output, change = torch.func.jvp(

@@ -27,8 +27,8 @@ class GuidanceLoss(Loss):
         """max(SNR, 1) |x0_hat - x0_guided|^2, the scale even in [1, most]; ConfigError without a condition."""
         if not cond or not cond.keys() - {"null"}:
             raise ConfigError("method Guidance: these data have no condition to guide by")
-        process, cells = denoiser.process, 1000
-        cell, told = split(draws.u, cells, cond, True, self.settings.most)
+        process, cells = denoiser.process, 2**24  # of the 53 bits of a uniform the first say when, the rest how much
+        cell, told = split(draws.u, cells, cond, self.settings.most)
         assert told is not None
         t, _ = UniformTimes().draw((cell.double() + 0.5) / cells, process)
         at = process.at(t, like=x0)

@@ -22,7 +22,7 @@ class Distillation(LossSettings):
     teacher: str = setting("", "run folder of the model that is distilled")
     guidance: float = setting(1.0, "scale of classifier-free guidance the teacher is asked under; 1: none")
     variance: bool = setting(False, "the teacher's network has a variance output, which the student keeps without use")
-    told: bool = setting(False, "the teacher's network is told a guidance scale, and so is the student's")
+    told: float = setting(1.0, "largest guidance scale the teacher's network was told in training, and the student's is; 1: none", low=1.0)
 
     @property
     def learned_variance(self) -> bool:
@@ -32,7 +32,15 @@ class Distillation(LossSettings):
     @property
     def guided(self) -> bool:
         """As the teacher's network."""
-        return self.told
+        return self.told > 1.0
+
+
+def guided_once(method: Distillation) -> list[str]:
+    """What is wrong with a guidance scale that would have no effect."""
+    if method.guidance == 1.0 or not (isinstance(method, Guidance) or getattr(method, "source", "teacher") == "data"):
+        return []
+    why = "learns every scale itself" if isinstance(method, Guidance) else "never asks the teacher"
+    return [f"guidance: got {method.guidance:g}, but {type(method).__name__} {why}; leave it at 1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,7 @@ class Progressive(Distillation):
     """One step of the student for two of the teacher's. Repeated, the number of steps is halved each time.
 
     The student's prediction at t is fitted to the x0 whose deterministic step lands where two steps of the teacher do, with the truncated
-    weight max(SNR, 1). Reference: Salimans, Ho, 2022, arXiv:2202.00512, algorithm 2 and eq. 9.
+    weight max(SNR, 1). Reference: Salimans, Ho, 2022, arXiv:2202.00512, algorithm 2 and section 4 (truncated SNR).
     """
 
     fine: tuple[float, ...] = setting((), "the teacher's instants, falling; every second, from the first on, is the student's")
@@ -51,7 +59,7 @@ class Progressive(Distillation):
 
     def student(self, process: Process) -> Student:
         """Steps between every second of the teacher's instants."""
-        return Student(method="progressive", meaning="step", times=self.fine[::2])
+        return Student(method="progressive", meaning="step", times=self.fine[::2], guidance=self.told)
 
     def build(self) -> Loss:
         """A `ProgressiveLoss`."""
@@ -74,9 +82,12 @@ class Guidance(Distillation):
         """Always."""
         return True
 
+    def __post_init__(self) -> None:
+        check(self, guided_once(self))
+
     def student(self, process: Process) -> Student:
         """A mean, of the data as guidance would have them."""
-        return Student(method="guidance", meaning="mean")
+        return Student(method="guidance", meaning="mean", guidance=self.most)
 
     def build(self) -> Loss:
         """A `GuidanceLoss`."""
@@ -91,7 +102,7 @@ class Consistency(Distillation):
 
     x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the same data with the same noise (source = data:
     consistency training, where the teacher is only the start). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
-    u = sigma/(alpha + sigma), gap = 2^-k in stage k = 0, 1 ..., so the first stage (s = 0) regresses the data themselves.
+    u = sigma/(alpha + sigma), gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s = 0) the data are regressed, or the teacher's mean.
 
     Reference: Song et al., 2023, arXiv:2303.01469, algorithms 2 and 3; no average as target, Pseudo-Huber metric, weight 1/(u_t - u_s):
     Song, Dhariwal, 2023, arXiv:2310.14189, table 1; the shrinking gap: Geng et al., 2024, arXiv:2406.14548, section 3 (there in sigma).
@@ -99,9 +110,12 @@ class Consistency(Distillation):
 
     source: Literal["teacher", "data"] = setting("teacher", "where the nearby point of the trajectory comes from")
     stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=30)
-    first: int = setting(1, "stage to begin with; 0 regresses the data", low=0, high=30)
+    first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=30)
     huber: float = setting(0.00054, "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; larger: nearer to the squared error", above=0.0)
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    def __post_init__(self) -> None:
+        check(self, guided_once(self))
 
     def student(self, process: Process) -> Student:
         """A map from every instant."""
@@ -118,10 +132,12 @@ class Consistency(Distillation):
 class ContinuousConsistency(Distillation):
     """Consistency in the limit s -> t: the network is moved along the derivative of its prediction on the trajectory.
 
-    For networks that predict v on a schedule with alpha^2 + sigma^2 = 1, where it is the published method with sigma_data = 1. Its own
-    derivative is found by forward-mode differentiation. Waves of a clock that reads 0 to 1000 change a hundred times faster than anything
-    to be learned, and the derivative is theirs; the student therefore gets a slower clock, and learns to read it during the warm-up,
-    whose target is the velocity alone.
+    For networks that predict v on a schedule with alpha^2 + sigma^2 = 1. Its own derivative is found by forward-mode differentiation.
+    Waves of a clock that reads 0 to 1000 change a hundred times faster than anything to be learned, and the derivative is theirs; the
+    student therefore gets a slower clock, and learns to read it during the warm-up, whose target is the velocity alone.
+
+    Deviations from the published method (with sigma_data = 1): noise levels even in t by default, divided by their density; the warm-up a
+    share of the run; the tangent's norm a root mean square.
 
     Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data) and section 4.1 (clock).
     """
@@ -132,6 +148,9 @@ class ContinuousConsistency(Distillation):
     )
     clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    def __post_init__(self) -> None:
+        check(self, guided_once(self))
 
     def student(self, process: Process) -> Student:
         """A map from every instant."""
@@ -150,15 +169,18 @@ class Matching(Distillation):
 
     A second network, trained along, learns the score of what the generator makes; the generator follows the difference of the two.
 
-    Reference: Yin et al., 2023, arXiv:2311.18828, eqs. 7 and 8 (without the regression); several steps: Yin et al., 2024,
-    arXiv:2405.14867, section 4.5 (here with noisy data for the simulated inputs); beginning below t = 1: Zhou et al., 2024,
-    arXiv:2404.04057, table 5 (sigma_init).
+    Reference: Yin et al., 2023, arXiv:2311.18828, eqs. 7 and 8; several steps: Yin et al., 2024, arXiv:2405.14867, section 4.4. Without the
+    first's regression, and without the second's adversary, simulated inputs (here noisy data) and several updates of the second network
+    for each of the generator (here one). Beginning below t = 1: Zhou et al., 2024, arXiv:2404.04057 (sigma_init).
     """
 
     steps: int = setting(1, "steps of the generator", low=1, high=1024)
     begin: float = setting(2.5, "noise over signal the generator is told to begin at, where noise alone is handed to it", above=0.0)
     low: float = setting(0.02, "least t at which densities are compared", above=0.0, below=1.0)
     high: float = setting(0.98, "largest", above=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        check(self, [f"low: got {self.low} to {self.high}, must be below high"] if self.low >= self.high else [])
 
     def student(self, process: Process) -> Student:
         """A map from the instants asked for."""

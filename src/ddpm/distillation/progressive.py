@@ -42,13 +42,13 @@ class ProgressiveLoss(Loss):
         return process.landing(s, t, here, x)
 
 
-def split(u: Tensor, count: int, cond: Cond, told: bool, most: float = 8.0) -> tuple[Tensor, Cond]:
+def split(u: Tensor, count: int, cond: Cond, most: float) -> tuple[Tensor, Cond]:
     """Uniforms (B,) -> which of `count` (B,), and the condition, with a guidance scale even in [1, most] from what is left of the uniforms
-    where the network is told one.
+    where most > 1: the network is told one.
     """
     place = u.to(torch.float64) * count
     which = place.floor().clamp(max=count - 1)
-    if not told:
+    if most == 1.0:
         return which.long().cpu(), cond
     rest = (place - which).to(torch.float32)
     device = next(iter(cond.values())).device if cond else u.device

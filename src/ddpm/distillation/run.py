@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from ddpm.denoiser import Index
 from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LOSSES, LossSettings
-from ddpm.process import Process, default_grid
+from ddpm.process import Process, Schedule, default_grid
+from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.config import FAMILIES as TRAINED
 from ddpm.training.config import OptimizerSettings, TrainConfig
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from ddpm.data import Dataset
     from ddpm.training import Finished
     from ddpm.training.checkpoints.checkpoint import Checkpoint
+
+SHORT = 100  # steps of a chain below which what lies between two of them is not what was trained on
+FAINT = (
+    "the teacher predicts noise: near t = 1 its x0 is off by 1/alpha times as much, and so is what the student learns there; "
+    "a teacher that predicts v, x0 or flow is a better start"
+)
 
 FAMILIES: dict[type, tuple[type, ...]] = {**TRAINED, Distillation: METHODS, LossSettings: (*LOSSES, *METHODS)}
 
@@ -30,7 +38,10 @@ class DistillConfig:
     """What a distillation is asked for; what is left out is the teacher's own, or has a default."""
 
     method: Distillation = setting(Consistency(), "how to distil", group="what")
-    steps: int = setting(4, "steps of the student, of progressive and matching; the others take any number", low=1, high=1024, group="what")
+    steps: int | None = setting(
+        None, "steps of the student, of progressive (none: 4) and matching (none: 1); the others take any number",
+        low=1, high=1024, group="what",
+    )  # fmt: skip
     rounds: int = setting(4, "of progressive: times the number of steps is halved, ending at --steps", low=1, high=12, group="what")
     updates: int = setting(1000, "optimizer steps; of progressive: in each round", low=1, high=1_000_000_000, group="run")
     batch: int | None = setting(None, "samples a step; none: the teacher's", low=1, high=1_000_000, group="run")
@@ -48,15 +59,23 @@ class DistillConfig:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def count(self) -> int | None:
+        """Steps of the student, where the method needs them."""
+        usual = 4 if isinstance(self.method, Progressive) else self.method.steps if isinstance(self.method, Matching) else None
+        return usual if usual is None or self.steps is None else self.steps
+
 
 def student_folder(teacher: str | Path, config: DistillConfig) -> Path:
     """`config.out`, or the teacher's folder with the method and, where they belong to it, the steps added to its name."""
+    from ddpm.training.classifier import home_of
+
     if config.out is not None:
         return Path(config.out)
-    home = Path(teacher)
-    home = home.parent if (home / "manifest.json").is_file() else home
+    home = home_of(teacher)
+    home = home if home.name not in ("", "..") else home.resolve()
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(config.method).__name__).lower()
-    return home.with_name(f"{home.name}-{kind}{config.steps if isinstance(config.method, Progressive | Matching) else ''}")
+    return home.with_name(f"{home.name}-{kind}{config.count or ''}")
 
 
 def distill(
@@ -74,12 +93,20 @@ def distill(
 
     Raises as `train`, and ConfigError for a method that does not suit the teacher.
     """
+    from ddpm.data import open_data
+    from ddpm.training.classifier import check_run_data, home_of, run_data
     from ddpm.training.state import open_run
 
     config = config or DistillConfig()
     saved = open_run(teacher)
-    settled = _settled(saved, str(teacher), config)
-    folder = student_folder(teacher, config)
+    settled, folder = _settled(saved, str(teacher), config), student_folder(teacher, config)
+    fine = _instants(saved, config) if isinstance(settled, Progressive) else ()
+    _same_rounds(folder, fine, config)
+    own = data is None
+    data = open_data(run_data(saved)) if data is None else data
+    check_run_data(saved, data.card, home_of(teacher), own=own)
+    if not quiet and saved.document("config")["parameterization"]["name"] in ("Eps", "Score"):
+        print(FAINT, file=sys.stderr, flush=True)
 
     def one(loss: Distillation, out: Path) -> Finished:
         from ddpm.training import train
@@ -88,16 +115,15 @@ def distill(
 
     if not isinstance(settled, Progressive):
         return one(settled, folder)
-    fine = _instants(saved, config)
     while True:
-        left = len(fine) // 2 // config.steps
+        left = len(fine) // 2 // (config.count or 1)
         here = folder if left == 1 else folder / "rounds" / f"{len(fine) // 2:04d}-steps"
         if not quiet:
             print(f"{len(fine)} steps -> {len(fine) // 2}: {here}", file=sys.stderr, flush=True)
         finished = one(replace(settled, fine=fine), here)
         if left == 1 or finished.code:
             return finished
-        settled, fine = replace(settled, teacher=str(here), guidance=1.0), fine[::2]
+        settled, fine = replace(settled, teacher=str(open_run(here).path), guidance=1.0), fine[::2]
 
 
 def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distillation:
@@ -113,7 +139,16 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
         problems.append(f"guidance: {teacher} was trained without conditions, so there is nothing to guide by")
     if (method.guidance != 1.0 or isinstance(method, Guidance)) and conditional and document["cond_dropout"] == 0.0:
         problems.append(f"guidance: {teacher} was trained with cond_dropout 0, so it knows no unconditional answer")
-    kind = document["parameterization"]["name"]
+    kind, told = document["parameterization"]["name"], float((document.get("student") or {}).get("guidance", 1.0))
+    filled = {"teacher": "", "variance": False, "told": 1.0, **({"fine": ()} if isinstance(method, Progressive) else {})}
+    problems += [
+        f"method.{key}: is filled in from the teacher; leave it out" for key, usual in filled.items() if getattr(method, key) != usual
+    ]
+    if told > 1.0 and not isinstance(method, Progressive):
+        problems.append(f"teacher: {teacher} is told a guidance scale, which only progressive passes on; distil the model it came from")
+    length = Process(_schedule(saved)).schedule.T
+    if length is not None and length < SHORT and not isinstance(method, Progressive | Guidance):
+        problems.append(f"method: {name} asks between the steps of the chain, of which this one has only {length}; use progressive")
     if not isinstance(method, Progressive | Guidance) and kind in ("X0", "PosteriorMean"):
         problems.append(
             f"method: {name} wants a prediction of x0 that is x where there is no noise, which {kind} does not give; use progressive"
@@ -122,21 +157,45 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
         problems.append(f"teacher: {teacher} has a network of your own; distilling such runs is not supported")
     if problems:
         raise ConfigError.of(problems)
-    told = bool(document["cond"].get("guidance"))
-    settled = replace(method, teacher=teacher, variance=bool(document["learned_variance"]), told=told or isinstance(method, Guidance))
-    return replace(settled, steps=config.steps) if isinstance(settled, Matching) else settled
+    settled = replace(method, teacher=str(saved.path), variance=bool(document["learned_variance"]), told=told)  # the very checkpoint
+    if not isinstance(settled, Matching):
+        return settled
+    settled = replace(settled, steps=config.count or 1)
+    if len(settled.instants(Process(_schedule(saved)))) < settled.steps:
+        raise ConfigError(f"steps: got {settled.steps}, more than this chain of {length} has below noise over signal {settled.begin:g}")
+    return settled
+
+
+def _schedule(saved: Checkpoint) -> Schedule:
+    return from_dict(Schedule, saved.document("config")["schedule"], FAMILIES, "config.json")
+
+
+def _same_rounds(folder: Path, fine: tuple[float, ...], config: DistillConfig) -> None:
+    """Note what rounds were begun with, before the first; ConfigError where that was something else: a round's teacher would change."""
+    if not fine:
+        return
+    path, wanted = folder / "rounds" / "asked.json", {"instants": list(fine), "updates": config.updates}
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(wanted))
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun != wanted:
+        before = f"{len(begun['instants'])} instants and {begun['updates']} updates a round"
+        raise ConfigError(
+            f"{folder}: was begun with {before}, not {len(fine)} and {config.updates}; every round is the next one's teacher, so none can "
+            "change; use another --out"
+        )
 
 
 def _instants(saved: Checkpoint, config: DistillConfig) -> tuple[float, ...]:
     """The teacher's instants of the first round, 2^rounds times the student's."""
-    from ddpm.process import Schedule
-
-    process = Process(from_dict(Schedule, saved.document("config")["schedule"], FAMILIES, "config.json"))
-    count = config.steps * 2**config.rounds
+    process, steps = Process(_schedule(saved)), config.count or 1
+    count = steps * 2**config.rounds
     length = process.schedule.T
     if length is not None and count > length:
         raise ConfigError(
-            f"rounds: {config.steps} steps after {config.rounds} halvings begin with {count}, this chain has {length}; use fewer rounds"
+            f"rounds: {steps} steps after {config.rounds} halvings begin with {count}, this chain has {length}; use fewer rounds"
         )
     times: list[float] = default_grid(process, count).times(process, count).tolist()
     return tuple(times)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from ddpm.process import At
 
 
 class Told(Denoiser):
-    """A denoiser of the guided data, cond["guidance"] set to the scale for every sample. ConfigError for a network that is not told any.
+    """A denoiser of the guided data, cond["guidance"] set to the scale for every sample. ConfigError for a network that is not told any,
+    and for scales it was not trained on.
 
     Reference: Meng et al., 2022, arXiv:2210.03142, section 3.1.
     """
@@ -20,6 +23,9 @@ class Told(Denoiser):
         super().__init__()
         if not denoiser.guided:
             raise ConfigError("guidance: this network is not told a scale; distil it with the method guidance, or use ClassifierFree")
+        most = denoiser.student.guidance if denoiser.student is not None else math.inf
+        if not (math.isfinite(scale) and 1.0 <= scale <= most):
+            raise ConfigError(f"guidance: got {scale}; this model was distilled for scales from 1 to {most:g}")
         self.denoiser, self.scale = denoiser, scale
         self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
         self.shape, self.codec, self.classes = denoiser.shape, denoiser.codec, denoiser.classes

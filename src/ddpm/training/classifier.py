@@ -65,7 +65,7 @@ def run_data(saved: Checkpoint) -> DataSettings:
     return from_dict(DataSettings, saved.document("state")["config"]["data"], where="state.json")
 
 
-def _check_data(saved: Checkpoint, card: Card, home: Path, own: bool) -> None:
+def check_run_data(saved: Checkpoint, card: Card, home: Path, own: bool) -> None:
     """DataError for data that do not fit the run, or are not its own although they should be, as when those were given in Python."""
     path = home / "data_card.json"
     if not path.is_file():
@@ -75,7 +75,7 @@ def _check_data(saved: Checkpoint, card: Card, home: Path, own: bool) -> None:
     if own and card.fingerprint != before.fingerprint:
         raise DataError(
             f"{card.name}: not the data this run was trained on ({before.name}, {before.count} samples); name data with --data, "
-            "or hand them in: ddpm.training.train_classifier(run, data=...)"
+            "or hand them in from Python: data=..."
         )
 
 
@@ -197,7 +197,7 @@ def train_classifier(
     if problems := config.problems():
         raise ConfigError.of(problems)
     dataset = data if data is not None else open_data(config.data)
-    _check_data(saved, dataset.card, home, own=data is None and config.data == run_data(saved))
+    check_run_data(saved, dataset.card, home, own=data is None and config.data == run_data(saved))
     document = _described(saved.document("config"), dataset.card, config.network)
     require(dataset, config.batch)
     torch.manual_seed(torch_seed(config.seed, "network"))

@@ -18,7 +18,16 @@ from ddpm.training.state import RunState, open_run
 SHOWN = 5
 
 
-MEANING = ("schedule", "parameterization", "clock", "codec", "cond", "classes", "learned_variance")  # of config.json, beside the weights
+MEANING = (
+    "schedule",
+    "parameterization",
+    "clock",
+    "codec",
+    "cond",
+    "classes",
+    "learned_variance",
+    "student",
+)  # of config.json, beside the weights
 
 
 def _weights(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -58,5 +67,5 @@ def start_from(source: str, state: RunState, here: Mapping[str, Any], say: Calla
         + (f"; left as they were: {'; '.join(other[:SHOWN])}{more}" if other else "")
     )
     for key in MEANING:
-        if key in there and there[key] != here[key]:
-            say(f"the weights were trained with another {key}: {there[key]} there, {here[key]} here")
+        if there and there.get(key) != here.get(key) and not (key == "student" and here.get(key)):  # a student begins as its teacher
+            say(f"the weights were trained with another {key}: {there.get(key)} there, {here.get(key)} here")

@@ -96,7 +96,8 @@ def loss_figure(run: Path) -> Path | None:
         axes.plot(steps, losses, "o-", color="C1", markersize=3, label=f"held-out {what}, averaged weights")
         if floors[0] is not None:
             axes.plot(steps, floors, "--", color="grey", label="best a Gaussian can do")
-    axes.set(xlabel="step", ylabel="loss per entry", yscale="log")
+    positive = min(value for _, value in train) > 0 and all(value > 0 for _, value, _ in held)
+    axes.set(xlabel="step", ylabel="loss per entry", yscale="log" if positive else "linear")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     path = run / "loss.png"
@@ -120,7 +121,7 @@ A denoising diffusion model of {what}, trained for {steps} steps of {images} sam
 |---|---|
 | data | {data}: {count} samples {shape}, {held} held out; fingerprint `{fingerprint}` |
 | schedule, prediction, loss | {schedule}, {prediction}, {loss} |
-| network | {network}, {parameters:,} parameters |
+{distilled}| network | {network}, {parameters:,} parameters |
 | seed, precision, device | {seed}, {precision}, {device} |
 | held-out loss | {score} |
 
@@ -154,6 +155,11 @@ def model_card(trainer: Trainer) -> Path:
         beside = "of its own objective" if floor is None else f"(a Gaussian reaches {floor:.4f})"
         score = f"{scores[-1]['held_out_loss']:.4f} {beside}"
     pictures = sorted((trainer.run / "samples").glob("step-*"))
+    student = trainer.denoiser.student
+    distilled = ""
+    if student is not None:
+        walk = f"drawn in {len(student.times)} steps" if student.times else "drawn in any number of steps"
+        distilled = f"| distilled from | {getattr(config.loss, 'teacher', '')}, by {student.method}; {walk} |\n"
     facts = {
         "name": trainer.run.name,
         "what": card.name,
@@ -168,6 +174,7 @@ def model_card(trainer: Trainer) -> Path:
         "schedule": type(config.schedule).__name__,
         "prediction": type(config.parameterization).__name__,
         "loss": type(config.loss).__name__,
+        "distilled": distilled,
         "network": trainer.own_network or type(config.network).__name__,
         "parameters": sum(p.numel() for p in trainer.denoiser.parameters()),
         "seed": config.seed,
