@@ -77,6 +77,12 @@ class Denoiser(nn.Module, ABC):
     def residual(self, at: At) -> Tensor:
         """E|x0 - E[x0|x_t]|^2 per entry, shaped as at.t; ConfigError where it is not known."""
 
+    def take_after(self, other: Denoiser) -> None:
+        """Be of the same data, process and meaning as another: for those that wrap one."""
+        self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range
+        self.shape, self.codec, self.classes, self.self_condition = other.shape, other.codec, other.classes, other.self_condition
+        self.meaning, self.times = other.meaning, other.times
+
     def null(self, cond: Cond) -> Cond:
         """The condition that says nothing: the same mapping with `null` set for every sample."""
         if not cond:

@@ -21,9 +21,8 @@ class Twice(Denoiser):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
-        self.shape, self.codec, self.meaning, self.classes = denoiser.shape, denoiser.codec, denoiser.meaning, denoiser.classes
-        self.times = denoiser.times
+        self.take_after(denoiser)
+        self.self_condition = False  # it shows itself what it said
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
         """The second prediction."""

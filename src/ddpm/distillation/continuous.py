@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, V
 from ddpm.distillation.methods import ContinuousConsistency
@@ -81,9 +81,10 @@ def check_circle(denoiser: Denoiser) -> None:
 
 
 def network_output(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:
-    """F of the denoiser: v = alpha eps - sigma x0."""
+    """F of the denoiser, re-read from its prediction: a x0 + b eps."""
     said = denoiser(x, at, cond)
-    return at.alpha * said.eps - at.sigma * said.x0
+    a, b = denoiser.parameterization.target(at, denoiser.process)
+    return a * said.x0 + b * said.eps
 
 
 def along(denoiser: Denoiser, x: Tensor, at: At, cond: Cond, v: Tensor, rates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -92,9 +93,7 @@ def along(denoiser: Denoiser, x: Tensor, at: At, cond: Cond, v: Tensor, rates: S
     v: dx/dphi; rates: d(t, alpha, sigma)/dphi.
     """
     scale = at.alpha * at.sigma
-    network = getattr(getattr(denoiser, "denoiser", denoiser), "network", None)  # `Twice` holds the student
-    module = network if isinstance(network, nn.Module) else nn.Identity()
-    with reference(module), torch.autocast(x.device.type, enabled=False):
+    with reference(denoiser), torch.autocast(x.device.type, enabled=False):
         output, change = torch.func.jvp(
             lambda x, t, alpha, sigma: network_output(denoiser, x, At(t, alpha, sigma), cond),
             (x, *at),

@@ -36,9 +36,7 @@ class Guided(Denoiser):
         if problems:
             raise ConfigError.of(problems)
         self.denoiser, self.scale, self.interval, self.rescale = denoiser, scale, interval, rescale
-        self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
-        self.shape, self.codec, self.meaning, self.classes = denoiser.shape, denoiser.codec, denoiser.meaning, denoiser.classes
-        self.self_condition = denoiser.self_condition
+        self.take_after(denoiser)
 
     @abstractmethod
     def plain(self) -> Denoiser:

@@ -59,9 +59,7 @@ class Posterior(Denoiser):
         if not bool(y.isfinite().all()):
             raise ConfigError("y: holds values that are not finite; leave entries that are missing to a Mask")
         self.denoiser, self.operator, self.noise, self.sigma_data = denoiser, operator, noise, sigma_data
-        self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
-        self.shape, self.codec, self.meaning, self.classes = denoiser.shape, denoiser.codec, denoiser.meaning, denoiser.classes
-        self.self_condition = denoiser.self_condition
+        self.take_after(denoiser)
         self.register_buffer("y", y)
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:

@@ -27,9 +27,7 @@ class Told(Denoiser):
         if not (math.isfinite(scale) and 1.0 <= scale <= most):
             raise ConfigError(f"guidance: got {scale}; this model was distilled for scales from 1 to {most:g}")
         self.denoiser, self.scale = denoiser, scale
-        self.process, self.parameterization, self.log_snr_range = denoiser.process, denoiser.parameterization, denoiser.log_snr_range
-        self.shape, self.codec, self.classes = denoiser.shape, denoiser.codec, denoiser.classes
-        self.meaning, self.times, self.self_condition = denoiser.meaning, denoiser.times, denoiser.self_condition
+        self.take_after(denoiser)
 
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
         """What the network says of x when it is told the scale."""
