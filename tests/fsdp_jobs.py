@@ -148,7 +148,7 @@ def never_whole(folder: Path) -> dict[str, Any]:
 
 def skipped(folder: Path) -> dict[str, Any]:
     """A NaN in what rank 1 is fed in the third step."""
-    feed = Feed.batch
+    feed = Feed.drawn
 
     def batch(source: Feed, now: int, part: int, shard: int = 0) -> Batch:
         made = feed(source, now, part, shard)
@@ -156,9 +156,9 @@ def skipped(folder: Path) -> dict[str, Any]:
             made.x0[0] = float("nan")
         return made
 
-    Feed.batch = batch  # type: ignore[method-assign]
+    Feed.drawn = batch  # type: ignore[method-assign]
     go(folder / "skipped", parallel="fsdp", steps=5)
-    Feed.batch = feed  # type: ignore[method-assign]
+    Feed.drawn = feed  # type: ignore[method-assign]
     return {}
 
 

@@ -151,6 +151,19 @@ def test_the_network_is_told_what_was_done(tmp_path: Path) -> None:
     assert not torch.equal(feed.batch(0, 0).cond["augment"], feed.batch(1, 0).cond["augment"])  # type: ignore[index]
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_the_network_is_shown_what_it_is_told(ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether batches are drawn ahead, before they are changed, or not."""
+    trainer = trainer_for(tmp_path, pictures(2, 8, 8), network=SMALL_UNET, batch=16, tricks=Tricks(augment=0.3), prefetch=ahead)
+    seen: list[torch.Tensor] = []
+    plain = trainer.gradients.passes.forward
+    monkeypatch.setattr(trainer.gradients.passes, "forward", lambda x0, *rest: seen.append(x0) or plain(x0, *rest))
+    with trainer.batches:
+        for _ in range(2):
+            trainer.step(print)
+    assert len(seen) == 2 and all(torch.equal(x0, trainer.feed.batch(step, 0).x0) for step, x0 in enumerate(seen))
+
+
 def test_no_word_of_augmentation_means_none() -> None:
     torch.manual_seed(0)
     network = replace(SMALL_UNET, zero_init=False).build((1, 8, 8), 1, CondSpec(classes=3, augment=ENTRIES)).eval()

@@ -143,14 +143,14 @@ def test_keys_depend_on_content_and_conditions_and_are_bounded(monkeypatch: pyte
 
 def at_step(patch: pytest.MonkeyPatch, step: int, action: Any, accumulate: int = 1) -> None:
     """Do something just before the last pass of a step is fed."""
-    feed = Feed.batch
+    feed = Feed.drawn
 
     def batch(self: Feed, now: int, part: int, *rest: object) -> Any:
         if now + 1 == step and part == accumulate - 1:
             action()
         return feed(self, now, part, *rest)  # type: ignore[arg-type]
 
-    patch.setattr(Feed, "batch", batch)
+    patch.setattr(Feed, "drawn", batch)
 
 
 @pytest.fixture

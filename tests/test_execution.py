@@ -181,12 +181,16 @@ def test_only_the_steps_of_a_compiled_run_are_compiled(tmp_path: Path, counted: 
     assert counted.calls == [True] * 3
 
 
-def test_sampling_compiles_where_asked(tmp_path: Path, counted: Counted) -> None:
-    """`ddpm sample --compile`: every call of the network."""
+def test_sampling_compiles_where_asked(tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ddpm sample --compile`: every call of the network, and in the default mode the step round it."""
+    steps, translate = list[object](), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **how: translate(call, **how) if how else steps.append(call) or call)
     train(settings(tmp_path / "run"), data=table(), quiet=True)
-    for words, calls in (([], 0), (["--compile", "default"], 5)):
-        assert main(["sample", str(tmp_path / "run"), "--n", "4", "--steps", "5", *words]) == 0
+    for mode, calls in (("none", 0), ("reduce-overhead", 5), ("default", 5)):
+        counted.calls.clear()
+        assert not steps and main(["sample", str(tmp_path / "run"), "--n", "4", "--steps", "5", "--compile", mode]) == 0
         assert len(counted.calls) == calls
+    assert len(steps) == 1
 
 
 def test_compiled_networks_are_not_packed(counted: Counted) -> None:

@@ -39,7 +39,7 @@ class Fault:
 
     def inject(self, patch: pytest.MonkeyPatch) -> None:
         """Wrap the feed and the step."""
-        feed, step = Feed.batch, Trainer.step
+        feed, step = Feed.drawn, Trainer.step
 
         def batch(source: Feed, now: int, part: int, shard: int = 0) -> Batch:
             made = feed(source, now, part, shard)
@@ -64,7 +64,7 @@ class Fault:
             finally:
                 hook.remove()
 
-        patch.setattr(Feed, "batch", batch)
+        patch.setattr(Feed, "drawn", batch)
         patch.setattr(Trainer, "step", stepping)
 
 
@@ -116,14 +116,14 @@ def test_the_rows_named_are_those_of_the_data(
 ) -> None:
     fed: list[int] = []
     Fault("input", float("nan"), 2, 2).inject(monkeypatch)
-    feed = Feed.batch
+    feed = Feed.drawn
 
     def batch(source: Feed, now: int, part: int, shard: int = 0) -> Batch:
         made = feed(source, now, part, shard)
         fed.append(int(made.rows[1]))
         return made
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Feed, "drawn", batch)
     run.train(settings(tmp_path), data=data)
     assert f"the batch: data rows [{fed[1]}]" in capsys.readouterr().err
 

@@ -115,7 +115,7 @@ def test_the_files_of_the_bad_rows_are_named(tmp_path: Path, monkeypatch: pytest
     folder.mkdir()
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).save(folder / f"scan {i}.png")
-    feed, fed = Feed.batch, list[int]()
+    feed, fed = Feed.drawn, list[int]()
 
     def batch(source: Feed, now: int, part: int, shard: int = 0) -> Batch:
         made = feed(source, now, part, shard)
@@ -124,7 +124,7 @@ def test_the_files_of_the_bad_rows_are_named(tmp_path: Path, monkeypatch: pytest
             fed.append(int(made.rows[1]))
         return made
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Feed, "drawn", batch)
     memory = open_data(DataSettings(data=str(folder), holdout=0.0))
     train(settings(tmp_path / "run", network=SMALL_UNET), data=memory)
     assert f"not finite in the batch: data rows [{fed[0]}] (scan {fed[0]}.png); the step" in capsys.readouterr().err

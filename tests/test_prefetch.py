@@ -131,14 +131,15 @@ def test_tensors_are_pinned_by_the_threads_and_moved_by_the_caller(monkeypatch: 
 
     def make(step: int) -> Batch:
         x = torch.full((2, 3), float(step))
-        return Batch(np.arange(2), x, {"class": x[:, 0]}, Draws(x[:, 0], x, x))
+        return Batch(np.arange(2), x, {"class": x[:, 0]}, Draws(x[:, 0].double(), x, x))
 
     with Prefetch(make, counting(9), Ahead(2, 1), torch.device("cuda", 1)) as batches:
         batch = batches(0)
     assert isinstance(batch, Batch) and batch.x0.device.type == "meta" and batch.cond is not None
-    assert {batch.cond["class"].device.type, *(draw.device.type for draw in batch.draws)} == {"meta"}
+    assert {one.device.type for one in (batch.cond["class"], batch.draws.eps, batch.draws.z)} == {"meta"}
+    assert batch.draws.u.device.type == "cpu"  # float64
     assert set(where["to"]) == {threading.current_thread().name} and all("prefetch" in name for name in where["pin"])
-    assert len(where["to"]) == 5 and len(where["pin"]) >= 5 and where["device"] == ["cuda:1"]
+    assert len(where["to"]) == 4 and len(where["pin"]) >= 5 and where["device"] == ["cuda:1"]
 
 
 def test_what_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +207,7 @@ def test_a_damaged_file_ends_the_run_by_name_at_the_step_that_needs_it(tmp_path:
 
 
 def test_a_stop_leaves_no_thread_and_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, real = shards(tmp_path), Feed.batch
+    data, real = shards(tmp_path), Feed.drawn
     config = settings(tmp_path / "run", network=SMALL_UNET, steps=6, prefetch=3)
 
     def interrupting(feed: Feed, step: int, part: int, shard: int = 0) -> Batch:
@@ -214,7 +215,7 @@ def test_a_stop_leaves_no_thread_and_the_same_run(tmp_path: Path, monkeypatch: p
             os.kill(os.getpid(), signal.SIGINT)
         return real(feed, step, part, shard)
 
-    monkeypatch.setattr(Feed, "batch", interrupting)
+    monkeypatch.setattr(Feed, "drawn", interrupting)
     finished = quietly(config, data=data)
     assert finished.code == 130
     assert not any("prefetch" in thread.name for thread in threading.enumerate())

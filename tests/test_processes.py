@@ -91,12 +91,12 @@ def test_the_error_of_one_rank_is_told_once_and_last(tmp_path: Path) -> None:
         """
 import ddpm.training.feed as feed
 from ddpm.errors import DataError
-real = feed.Feed.batch
+real = feed.Feed.drawn
 def batch(self, step, part, shard=0):
     if step == 3:
         raise DataError("a.png: cannot be read")
     return real(self, step, part, shard)
-feed.Feed.batch = batch
+feed.Feed.drawn = batch
 """,
     )
     code, said = Many.start(tmp_path / "run", "--steps 50", env=patch).end(120)
@@ -144,13 +144,13 @@ def test_numbers_that_are_not_finite_on_one_rank_skip_the_step_on_all(tmp_path: 
         1,
         """
 import ddpm.training.feed as feed
-real = feed.Feed.batch
+real = feed.Feed.drawn
 def batch(self, step, part, shard=0):
     made = real(self, step, part, shard)
     if step == 4:
         made.x0[0] = float("nan")
     return made
-feed.Feed.batch = batch
+feed.Feed.drawn = batch
 """,
     )
     code, said = Many.start(tmp_path / "run", "--steps 8", env=patch).end(120)
@@ -160,13 +160,13 @@ feed.Feed.batch = batch
 
 CRASH = """
 import ddpm.training.feed as feed
-real = feed.Feed.batch
+real = feed.Feed.drawn
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 def batch(self, step, part, shard=0):
     if attempt < {attempts} and step == (3, 7, 8, 8)[attempt]:
         os._exit(9)
     return real(self, step, part, shard)
-feed.Feed.batch = batch
+feed.Feed.drawn = batch
 """
 
 

@@ -72,7 +72,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
 
 def interrupt(patch: pytest.MonkeyPatch, step: int, part: int = 1, number: signal.Signals = signal.SIGINT) -> None:
     """A signal while a pass of the step is fed (0: before the first step)."""
-    feed, fit = Feed.batch, Trainer.fit
+    feed, fit = Feed.drawn, Trainer.fit
 
     def batch(self: Feed, now: int, place: int, shard: int = 0) -> Batch:
         if (now + 1, place) == (step, part):
@@ -83,7 +83,7 @@ def interrupt(patch: pytest.MonkeyPatch, step: int, part: int = 1, number: signa
         signal.raise_signal(number)
         fit(self, *words)  # type: ignore[arg-type]
 
-    patch.setattr(*(Feed, "batch", batch) if step else (Trainer, "fit", begin))
+    patch.setattr(*(Feed, "drawn", batch) if step else (Trainer, "fit", begin))
 
 
 def test_saving_measuring_and_showing_change_nothing(steps: Path, straight: dict[str, str]) -> None:
@@ -222,7 +222,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, data: Dataset, monkeypat
         raise SystemExit(code)
 
     monkeypatch.setattr(stop.os, "_exit", leave)
-    fed = Feed.batch
+    fed = Feed.drawn
 
     def batch(self: Feed, now: int, place: int, shard: int = 0) -> Batch:
         if now == 7:
@@ -230,7 +230,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, data: Dataset, monkeypat
             signal.raise_signal(signal.SIGINT)
         return fed(self, now, place, shard)
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Feed, "drawn", batch)
     with pytest.raises(SystemExit):
         quietly(config(tmp_path, checkpoint_every=5), data=data)
     assert left == [143] and held(tmp_path).step == 5

@@ -66,9 +66,9 @@ def test_after_a_leap_the_run_is_that_of_its_checkpoint_with_other_batches(
         leaping(patch, times=1)
         quietly(config(tmp_path / "stopped", steps=110), data=data)
     quietly(config(tmp_path / "stopped"), data=data)
-    feed = Feed.batch
+    feed = Feed.drawn
     quietly(config(tmp_path / "clean", steps=80), data=data)
-    monkeypatch.setattr(Feed, "batch", lambda source, now, *rest: feed(source, now + 20, *rest))
+    monkeypatch.setattr(Feed, "drawn", lambda source, now, *rest: feed(source, now + 20, *rest))
     quietly(config(tmp_path / "clean"), data=data)
     wanted = digests(tmp_path / "clean")
     assert digests(tmp_path / "leapt") == wanted == digests(tmp_path / "stopped")
@@ -79,13 +79,13 @@ def test_after_a_leap_the_run_is_that_of_its_checkpoint_with_other_batches(
 def test_a_second_leap_passes_over_other_batches_than_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice from 100 back to 80: the second time 20 batches more are passed over, none is met again."""
     leaping(monkeypatch, times=2)
-    fed, feed = list[int](), Feed.batch
+    fed, feed = list[int](), Feed.drawn
 
     def batch(source: Feed, now: int, *rest: int) -> Any:
         fed.append(now)
         return feed(source, now, *rest)
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Feed, "drawn", batch)
     quietly(config(tmp_path, prefetch=0), data=table())
     assert held(tmp_path).document("state")["skipped"] == 40
     assert fed == list(range(160))
@@ -166,11 +166,11 @@ def test_no_false_alarm_in_noise_of_any_kind_and_a_leap_is_seen(kind: str) -> No
 
 BAD_BATCHES = """
 import ddpm.training.feed as feed
-real = feed.Feed.batch
+real = feed.Feed.drawn
 def batch(self, step, part, shard=0):
     made = real(self, step, part, shard)
     return made._replace(x0=made.x0 * 100.0) if 90 <= step < 100 and shard == 1 else made
-feed.Feed.batch = batch
+feed.Feed.drawn = batch
 """
 
 

@@ -77,8 +77,8 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path, monkeypatch: pytest
     loss = small.step(print)
     gradients = [p.grad.clone() for p in small.parameters if p.grad is not None]
     monkeypatch.setattr(Feed, "draws", joined)
-    batch = large.feed.batch
-    monkeypatch.setattr(large.feed, "batch", lambda *key: (made := batch(*key))._replace(cond={**(made.cond or {}), "null": hidden}))
+    batch = large.feed.drawn
+    monkeypatch.setattr(large.feed, "drawn", lambda *key: (made := batch(*key))._replace(cond={**(made.cond or {}), "null": hidden}))
     assert loss is not None and torch.allclose(loss, large.step(print) or torch.zeros(()), rtol=1e-5)
     for mine, theirs in zip(gradients, large.parameters, strict=True):
         assert theirs.grad is not None and (mine - theirs.grad).abs().max() <= 1e-5 * mine.abs().max() + 1e-8

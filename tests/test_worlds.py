@@ -176,12 +176,12 @@ def test_a_rank_that_ends_before_the_first_checkpoint_is_named_and_none_is_promi
         1,
         f"""
 import ddpm.training.feed as feed
-real = feed.Feed.batch
+real = feed.Feed.drawn
 def batch(self, step, part, shard=0):
     if step == 3:
         {line}
     return real(self, step, part, shard)
-feed.Feed.batch = batch
+feed.Feed.drawn = batch
 """,
     )
     code, said = Many.start(tmp_path / "run", "--steps 50", env=patch).end(120)

@@ -52,9 +52,8 @@ class _Lazy:
     def __getattr__(self, attribute: str) -> Any:
         module = importlib.import_module(self._name)
         at_least(module)
-        value = getattr(module, attribute)
-        setattr(self, attribute, value)  # the next look-up does not come here: torch.compile cannot follow an import
-        return value
+        vars(self).update(vars(module))  # no look-up of these comes here again: torch.compile cannot follow an import
+        return getattr(module, attribute)
 
 
 torch = _Lazy("torch")

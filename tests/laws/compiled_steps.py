@@ -1,4 +1,5 @@
-"""Compiles a guided step of every kind, whole (no branch that depends on data) and once for all rows, and compares with the plain one.
+"""Compiles a guided step of every kind, whole (no branch that depends on data) and once for all rows, and compares with the plain one;
+then walks of two batches through a network that is compiled itself, as `ddpm sample --compile default` does.
 
 A program of its own, `PYTHONPATH=src python tests/laws/compiled_steps.py`: run-time checks of annotations, which are on under pytest,
 are not to be compiled.
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from worlds import plain_codec, toy, unit
 
-from ddpm.denoiser import Index, V
+from ddpm.denoiser import Index, NetworkDenoiser, V
 from ddpm.guidance import AutoGuided, ClassifierFree, ClassifierGuided, NetworkClassifier
 from ddpm.process import Linear, Process
-from ddpm.sampling import DDIM
+from ddpm.sampling import DDIM, sample
 
 
 class Steady(nn.Module):
@@ -59,6 +60,25 @@ def main() -> None:
                 got, wanted = compiled(model, x, row, (), None)[0], sampler.step(model, x, row, (), None)[0]
                 torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         print(type(guided).__name__)
+    walks(network)
+
+
+def walks(network: NetworkDenoiser) -> None:
+    """One graph for every step of every batch, and the samples of the plain walk."""
+    plain = sample(network, 6, steps=5, cond={"class": torch.tensor([0, 1, 2, 0, 1, 2])}, batch=3)
+    translate, graphs = torch.compile, list[Any]()
+    torch._dynamo.reset()
+    network.network.compile(backend="eager")
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile = lambda step: translate(step, backend=backend, fullgraph=True)  # pyright: ignore
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        got = sample(network, 6, steps=5, cond={"class": torch.tensor([0, 1, 2, 0, 1, 2])}, batch=3, compiled=True)
+    torch.testing.assert_close(got, plain, rtol=1e-5, atol=1e-5)
+    print("graphs:", len(graphs))
 
 
 if __name__ == "__main__":

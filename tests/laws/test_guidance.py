@@ -142,7 +142,7 @@ def test_a_guided_step_compiles_whole_and_once() -> None:
     """No kind, interval or rescaling puts a branch that depends on data into a step."""
     program = str(Path(__file__).with_name("compiled_steps.py"))
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, env=environment())
-    assert done.stdout.split() == ["ClassifierFree", "ClassifierGuided", "AutoGuided"], done.stderr[-2000:]
+    assert done.stdout.split() == ["ClassifierFree", "ClassifierGuided", "AutoGuided", "graphs:", "1"], done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

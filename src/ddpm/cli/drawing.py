@@ -60,7 +60,7 @@ class How:
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="how")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "of the network", group="how")
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
-        "none", "torch.compile the network, with this mode: pays for many samples on an accelerator", group="how"
+        "none", "torch.compile: default: whole steps; other modes: the network; pays for many samples on an accelerator", group="how"
     )
 
     def __post_init__(self) -> None:
@@ -80,6 +80,11 @@ class Ready(NamedTuple):
     steps: int
     grid: Grid | None
     chosen: str  # where the way comes from, for the last line
+
+    @property
+    def compiled(self) -> bool:
+        """Whether whole steps are translated; CUDA graphs, of the other modes, hold the network alone."""
+        return self.how.compile == "default"
 
     @contextmanager
     def executing(self) -> Generator[None]:
@@ -104,7 +109,8 @@ class Ready(NamedTuple):
         how = self.how
         return sample(
             self.guided, size, steps=self.steps, sampler=how.sampler, grid=self.grid, seed=seed, first=first, cond=cond, clip=how.clip,
-            clip_quantile=how.clip_quantile, batch=size, start=start, autocast=self.machine.autocast, progress=progress,
+            clip_quantile=how.clip_quantile, batch=size, start=start, autocast=self.machine.autocast,
+            compiled=self.compiled, progress=progress,
         ).cpu()  # fmt: skip
 
     def told(self, seed: int) -> str:

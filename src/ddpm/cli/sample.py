@@ -114,7 +114,7 @@ def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | Non
     walk = trajectory(
         ready.guided, count, steps=ready.steps, sampler=how.sampler, grid=ready.grid, seed=config.seed, indices=indices,
         start=None if start is None else start[indices], cond={key: value[indices] for key, value in cond.items()} if cond else None,
-        clip=how.clip, clip_quantile=how.clip_quantile, autocast=ready.machine.autocast,
+        clip=how.clip, clip_quantile=how.clip_quantile, autocast=ready.machine.autocast, compiled=ready.compiled,
     )  # fmt: skip
     for frame in walk:
         if frame.step % max(1, ready.steps // 60) == 0 or float(frame.at.sigma) == 0.0:

@@ -87,6 +87,7 @@ def trajectory(
     start: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> Iterator[Frame]:
     """Yield `steps` + 1 frames from noise to data, x (n, *D) in the space diffused in; the last frame's x are the samples.
 
@@ -94,9 +95,10 @@ def trajectory(
     instead of first + i. sampler, steps, grid: DDIM(), 50 (or a shorter chain's all) and the schedule's usual grid by default, of a
     distilled model what it was made for. cond: (n, ...) tensors. start: x (n, *D) at the grid's first instant instead of noise;
     with the grid `Below` that instant is not t = 1. autocast: a lower
-    precision for the network. A self-conditioned model is shown, in all calls of a step, the x0 that the step before predicted, after
-    clipping and guidance, and zeros in the first step; where there are no steps (`Adaptive`, inversion, likelihood) always zeros, under
-    which it is a denoiser in its own right. Raises ConfigError for what the sampler, the grid and the model cannot do together.
+    precision for the network. compiled: torch.compile translates the whole step, sampler and network, when it first comes (`Adaptive`: only
+    what `network.compile()` was called on). A self-conditioned model is shown, in all calls of a step, the x0 that the step before
+    predicted, after clipping and guidance, and zeros in the first step; where there are no steps (`Adaptive`, inversion, likelihood) always
+    zeros, under which it is a denoiser in its own right. Raises ConfigError for what sampler, grid and model cannot do together.
     """
     sampler, steps, grid = way(denoiser, sampler, steps, grid)
     if isinstance(sampler, Adaptive):
@@ -115,12 +117,13 @@ def trajectory(
 
     models = bound({**(cond or {}), "x0": torch.zeros_like(x)} if denoiser.self_condition else cond)  # one form: it compiles once
     state = sampler.init(x)
+    step = torch.compile(sampler.step) if compiled else sampler.step  # pyright: ignore[reportUnknownMemberType]
     yield Frame(0, opening, x, None)
     for k, row in enumerate(plan.rows(x)):
         z = _noise(sampler.draws, seed, indices, denoiser.shape, k, dtype)
         z = z if z is None else z.to(device)
         with nullcontext() if denoiser.needs_grad else torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            x, state, prediction = sampler.step(models[parts[k]], x, row, state, z)
+            x, state, prediction = step(models[parts[k]], x, row, state, z)
         if denoiser.self_condition:
             models = bound({**(cond or {}), "x0": prediction.x0.detach()})
         yield Frame(k + 1, row.next, x, prediction)
@@ -150,6 +153,7 @@ def sample(
     start: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
+    compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """n samples (n, *D), in the data's own units and dtype (`decode`), drawn `batch` at a time; other arguments as `trajectory`.
@@ -162,7 +166,10 @@ def sample(
         raise ConfigError(f"batch: got {batch}, must be at least 1")
     if isinstance(sampler, Adaptive) and grid is not None:
         raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
-    walk = partial(trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast)
+    walk = partial(
+        trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast,
+        compiled=compiled,
+    )  # fmt: skip
     parts: list[Tensor] = []
     if not isinstance(sampler, Adaptive):
         sampler, steps, grid = way(denoiser, sampler, steps, grid)

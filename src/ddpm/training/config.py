@@ -132,7 +132,7 @@ class TrainConfig:
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = setting(
         "none",
-        "torch.compile the training step, with this mode: a minute or more at the start, kept in the cache for later runs; "
+        "torch.compile the network, with this mode: a minute or more at the start, kept in the cache for later runs; "
         "reduce-overhead replays CUDA graphs",
         group="machine",
     )

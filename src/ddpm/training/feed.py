@@ -92,6 +92,10 @@ class Feed:
 
     def batch(self, step: int, part: int, shard: int = 0) -> Batch:
         """Rows, augmentation, dropped conditions, instants and noise of one shard's share of a pass."""
+        return self.augmented(self.drawn(step, part, shard))
+
+    def drawn(self, step: int, part: int, shard: int = 0) -> Batch:
+        """A `batch` as the host makes it: what `augmented` has still to change is told in the condition "augment"."""
         first, count = self.share(shard)
         rows = rows_of(self.dataset, self.seed, (step * self.accumulate + part) * self.size + first, count)
         again = self.tricks.self_condition and bool(generator(self.seed, "again", part, step).random() < 0.5)  # for all shards alike
@@ -104,9 +108,17 @@ class Feed:
             cond["null"] = torch.from_numpy(hidden).to(self.device)
         if self.tricks.augment:
             how = draw(generator(self.seed, "warp", part, step), count, self.tricks.augment)
-            x0 = warp(x0.cpu(), how).to(self.device)  # on the host, where every device's pictures come out the same
             cond = {**(cond or {}), "augment": how.to(self.device)}
         return Batch(rows, x0, cond, self.draws(step, part, x0), again)
+
+    def augmented(self, batch: Batch) -> Batch:
+        """A drawn batch with its pictures changed as they are told to be: on an NVIDIA device there, else on the host."""
+        if not self.tricks.augment:
+            return batch
+        assert batch.cond is not None
+        where = batch.x0.device if batch.x0.device.type == "cuda" else torch.device("cpu")  # not every device has float64, or bicubic
+        x0 = warp(batch.x0.to(where), batch.cond["augment"].to(where)).to(batch.x0.device)
+        return batch._replace(x0=x0)
 
     def draws(self, step: int, part: int, like: Tensor) -> Draws:
         """The loss's randomness; part: the stream, one for every pass and shard of the step."""

@@ -52,7 +52,8 @@ class Prefetch(Generic[T]):
     the batch is asked for: at the very step at which it would be raised without threads, so a run ends in the same state.
 
     device: tensors in what `make` returns (made on the CPU) are copied to it: page-locked by the threads, so that the copy to an NVIDIA
-    device runs beside the computation.
+    device runs beside the computation. What is float64 stays on the host, where it is computed with: not every device has it, and to ask
+    for it back would wait for the device.
 
     Use it as a context: at its end, however it comes, no thread is left. The threads start with the first call.
     """
@@ -113,7 +114,9 @@ class Prefetch(Generic[T]):
 
     def _placed(self, made: T) -> T:
         device = self._device
-        return made if device is None else _mapped(made, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        if device is None:
+            return made
+        return _mapped(made, lambda one: one if one.dtype == torch.float64 else one.to(device, non_blocking=device.type == "cuda"))
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -70,7 +70,7 @@ class Trainer:
         )  # fmt: skip
         host = self.feed if self.machine.device.type == "cpu" else self.feed.on(torch.device("cpu"))
         ahead = choose_ahead(self.dataset, self.machine.device, config.prefetch, config.workers)
-        self.batches = Prefetch(lambda *key: host.batch(*key), self._following, ahead, self.machine.device)
+        self.batches = Prefetch(lambda *key: host.drawn(*key), self._following, ahead, self.machine.device)
         self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         self.gradients = Gradients(self.denoiser, self.loss, self.world, own=self.own_network is not None)
         self.stop = Stop()  # nobody asks, until `fit` is told whom to listen to
@@ -152,7 +152,7 @@ class Trainer:
         held: list[torch.Tensor | None] = []
         for shard in mine:
             for part in range(config.accumulate):
-                batch = self.batches(step, part, shard)
+                batch = self.feed.augmented(self.batches(step, part, shard))
                 last = shard == mine[-1] and part == config.accumulate - 1
                 with self.gradients.share(last):
                     losses = self._losses(batch, step, part, shard, self.gradients.passes)
