@@ -66,6 +66,7 @@ def test_residual_block_is_its_formula(film: bool, resize: str) -> None:
         return value.repeat_interleave(2, 2).repeat_interleave(2, 3) if resize else value
 
     h = block.conv1(sized(swish(block.norm1(x))))
+    assert block.project is not None
     told = block.project(emb)[:, :, None, None]
     h = block.norm2(h) * (1 + told[:, :8]) + told[:, 8:] if film else block.norm2(h + told)
     assert block.shortcut is not None
@@ -87,7 +88,7 @@ def test_every_block_is_told_the_swish_of_the_embedding(config: UNetConfig | MLP
     network = settled(config.build(shape))
     network.embed.register_forward_hook(lambda module, given, result: made.append(result))
     for part in network.modules():
-        if isinstance(part, ResidualBlock | MLPBlock):
+        if isinstance(part, ResidualBlock | MLPBlock) and part.project is not None:
             part.project.register_forward_hook(lambda module, given, result: told.append(given[0]))
     network(torch.zeros(1, *shape, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     assert len(told) == count

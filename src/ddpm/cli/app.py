@@ -32,6 +32,7 @@ COMMANDS = {
     "distill": "make a student of a trained model, which draws in a few steps or one",
     "tune": "find the sampler and noise levels that suit a trained model best at so many network calls",
     "ema": "find the length of the weight average that suits a trained model best, and use it",
+    "autoencode": "train an autoencoder, whose latents are smaller than the samples, and say what it loses",
     "classifier": "train the classifier of a run that `ddpm sample --guidance-kind classifier` follows",
     "likelihood": "how probable data are under a trained model: bits per dimension, by three routes",
     "evaluate": "score a trained model against its data, with error bars, and write a report",

@@ -93,7 +93,7 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
 
     loaded = load(Path(run)).to(device_of(student))
     data = open_data(run_data(open_run(run)))
-    evaluator = Evaluator(data, Learned.of(data), say=notice)
+    evaluator = Evaluator(data, Learned.of(data, say=notice), say=notice)
     cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded
     real = evaluator.real(n)

@@ -97,7 +97,7 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device)
         return Pretrained(config.extractor, dataset.card, config.weights_file, device)
     if config.weights_file is not None:
         return Inception(Path(config.weights_file), dataset.card, device)
-    return Raw(dataset.card) if config.extractor == "raw" else Learned.of(dataset)
+    return Raw(dataset.card) if config.extractor == "raw" else Learned.of(dataset, say=notice)
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
 from ddpm.metrics.moments import Moments
 from ddpm.metrics.neighbours import Manifold, manifold
+from ddpm.metrics.reconstruction import mean_psnr, psnr, ssim
 from ddpm.metrics.sliced import energy_distance, sliced_wasserstein
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "manifold",
+    "mean_psnr",
     "memorisation",
+    "psnr",
     "sliced_wasserstein",
     "spectrum",
     "spectrum_distance",
+    "ssim",
 ]

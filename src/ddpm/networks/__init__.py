@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
+from ddpm.networks.config import AutoencoderConfig, CondSpec, MLPConfig, UNetConfig
 
 NETWORKS = (UNetConfig, MLPConfig)
 """The family: every network's settings; the name in a configuration is the class's name."""
 
-__all__ = ["NETWORKS", "CondSpec", "MLPConfig", "UNetConfig"]
+__all__ = ["NETWORKS", "AutoencoderConfig", "CondSpec", "MLPConfig", "UNetConfig"]

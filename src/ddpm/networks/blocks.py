@@ -173,7 +173,7 @@ class Upsample(Part):
         super().__init__()
         self.conv = conv(axes, channels, channels)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, *axes) to (B, C, *2 axes); the embedding is not used."""
         if self.plain or x.device.type != "cpu" or x.numel() < ENOUGH * x.shape[1]:
             return self.conv(repeat(x))
@@ -205,7 +205,7 @@ class Downsample(Part):
         super().__init__()
         self.conv = conv(axes, channels, channels, stride=2, padding=0)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, *axes) to (B, C, *axes / 2); the embedding is not used."""
         return self.conv(F.pad(x, (0, 1) * (x.ndim - 2)))
 
@@ -224,31 +224,42 @@ class ResidualBlock(Part):
     """h = conv1(swish(norm1(x))); h takes the embedding; return shortcut(x) + conv2(dropout(swish(norm2(h)))).
 
     The embedding e (B, E), already through swish, enters as h + W e, or with `film` as norm2(h) (1 + scale) + shift, (scale, shift) = W e.
-    With `resize`, both h after norm1 and x are halved ("down", averages) or doubled ("up", repeats).
+    With `resize`, both h after norm1 and x are halved ("down", averages) or doubled ("up", repeats). width: E; 0: there is no embedding.
 
     Reference: Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal, Nichol 2021, arXiv 2105.05233, section 3 (`film`, `resize`).
     """
 
     def __init__(
-        self, axes: int, inputs: int, outputs: int, width: int, *, groups: int, dropout: float, film: bool, zero: bool, resize: str = ""
+        self,
+        axes: int,
+        inputs: int,
+        outputs: int,
+        width: int = 0,
+        *,
+        groups: int,
+        dropout: float = 0.0,
+        film: bool = False,
+        zero: bool,
+        resize: str = "",
     ) -> None:
         super().__init__()
         self.film, self.dropout = film, dropout
         self.resize = {"": None, "down": pool, "up": repeat}[resize]
         self.norm1 = group_norm(inputs, groups)
         self.conv1 = conv(axes, inputs, outputs)
-        self.project = dense(width, 2 * outputs if film else outputs)
+        self.project = dense(width, 2 * outputs if film else outputs) if width else None
         self.norm2 = group_norm(outputs, groups)
         self.conv2 = conv(axes, outputs, outputs, zero=zero)
         self.shortcut = conv(axes, inputs, outputs, kernel=1, padding=0) if inputs != outputs else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, inputs, *axes), emb (B, width); returns (B, outputs, *axes), resized where asked."""
         h = self.norm1(x, swish=True)
         if self.resize is not None:
             h, x = self.resize(h), self.resize(x)
-        h, projected = self.conv1(h), self.project(emb)
+        h, projected = self.conv1(h), None if self.project is None else self.project(emb)
         if self.film:
+            assert projected is not None  # scale and shift of nothing are not asked for
             scale, shift = spread(projected, h).chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
             h = F.silu(h, inplace=not self.plain and not h.requires_grad)

@@ -14,6 +14,7 @@ from ddpm.config import check, setting
 from ddpm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ddpm.networks.autoencoder import Autoencoder
     from ddpm.networks.mlp import MLP
     from ddpm.networks.unet import UNet
 
@@ -149,6 +150,52 @@ class MLPConfig:
         from ddpm.networks.mlp import MLP
 
         return MLP(self, tuple(shape), out, cond)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """A convolutional encoder to latents 2^(levels - 1) times smaller along each axis, and a decoder back; no attention, so any size does.
+
+    Reference: Rombach et al., 2022, arXiv:2112.10752, section 3.1 and appendix G; `codes`: van den Oord et al., 2017, arXiv:1711.00937.
+    """
+
+    channels: int = setting(32, "channels of the first level", low=4, high=65_536)
+    mults: tuple[int, ...] = setting(
+        (1, 2, 4), "channels of each level, as multiples of the first's; each further level halves the size", low=1
+    )
+    blocks: int = setting(1, "residual blocks of a level", low=1, high=256)
+    latent: int = setting(4, "channels of the latents", low=1, high=65_536)
+    codes: int = setting(0, "entries of the codebook that latents are rounded to; 0: continuous latents", low=0, high=1_000_000)
+    groups: int = setting(32, "groups of a group norm; fewer where needed to divide the channels, 4 or more in each", low=1)
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the latents are along each axis."""
+        return 2 ** (len(self.mults) - 1)
+
+    def problems(self, shape: Sequence[int] | None = None) -> list[str]:
+        """Every value out of range, one sentence each, and where `shape` (C, *axes) is given, whether it fits; empty when all is well."""
+        found = _refusals(self)
+        if not found and len(self.mults) < 2:
+            found.append(f"mults: got {self.mults}; give one whole number for each level, two or more, such as 1,2,4")
+        if not found and self.codes == 1:
+            found.append("codes: got 1; a codebook needs 2 or more, 0 is none")
+        if found or shape is None:
+            return found
+        if len(shape) not in (2, 3, 4) or min(shape) < 1:
+            return [f"shape: got {tuple(shape)}; an autoencoder takes (C, L), (C, H, W) or (C, T, H, W), all >= 1"]
+        wrong = [f"{size} (nearest: {nearest_sizes(size, self.factor)})" for size in shape[1:] if size % self.factor]
+        return (
+            [f"shape: {len(self.mults)} levels need sizes divisible by {self.factor}; not divisible: {', '.join(wrong)}"] if wrong else []
+        )
+
+    def build(self, shape: Sequence[int]) -> Autoencoder:
+        """The module for samples of `shape` (C, *axes); raises ConfigError naming all that does not fit."""
+        if found := self.problems(shape):
+            raise ConfigError.of(found)
+        from ddpm.networks.autoencoder import Autoencoder
+
+        return Autoencoder(self, tuple(shape))
 
 
 def nearest_sizes(size: int, factor: int) -> str:

@@ -9,7 +9,7 @@ from ddpm.config import check, setting
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser.clock import CLOCKS, Clock
 from ddpm.denoiser.parameterization import PARAMETERIZATIONS, Parameterization, PosteriorMean, V, legal
-from ddpm.networks.config import MLPConfig, UNetConfig
+from ddpm.networks.config import AutoencoderConfig, MLPConfig, UNetConfig
 from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
 from ddpm.objective.times import TIMES, Times
 from ddpm.objective.weighting import WEIGHTINGS, Weighting
@@ -214,3 +214,32 @@ class ClassifierConfig:
         """What the nested settings have to say; found before torch is imported."""
         network = [f"network.{line}" for line in self.network.problems()] if self.network is not None else []
         return [*self.data.problems(), *network]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencodeConfig:
+    """What an autoencoder is asked for."""
+
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    steps: int = setting(2000, "optimizer steps", low=1, high=1_000_000_000, group="run")
+    batch: int = setting(32, "samples a step", low=1, high=1_000_000, group="run")
+    seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
+    out: str = setting("runs/autoencoder", "folder of the autoencoder; the same command resumes what is there", group="run")
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, group="run")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, group="run")
+    network: AutoencoderConfig = setting(AutoencoderConfig(), "", group="model")
+    kl: float = setting(
+        0.01, "weight of what the latents carry, in nats; 1: the evidence bound; not read with a codebook", low=0.0, group="model"
+    )
+    optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", warmup=50), "", flat=True, group="optimizer")
+    ema: float = setting(0.05, "width of the weight average, as a share of the run so far", above=0.0, below=0.28, group="optimizer")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the network", group="machine")
+    threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def problems(self) -> list[str]:
+        """What the nested settings have to say; found before torch is imported."""
+        return [*self.data.problems(), *(f"network.{line}" for line in self.network.problems())]

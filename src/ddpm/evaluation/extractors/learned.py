@@ -8,6 +8,7 @@ for caches, keyed by the data's fingerprint.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Learned(Extractor):
         self.encoder, self.codec, self.identity = encoder.eval(), codec, identity
 
     @classmethod
-    def of(cls, dataset: Dataset, steps: int = STEPS, *, cache: Path | None = None) -> Learned:
+    def of(cls, dataset: Dataset, steps: int = STEPS, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Learned:
         """The extractor of this data set; training it takes about a minute on one core for small pictures."""
         card = dataset.card
         if not card.fingerprint:
@@ -94,6 +95,7 @@ class Learned(Extractor):
         if path.is_file():
             encoder.load_state_dict(load_file(path))
         else:
+            say(f"training the encoder that distances are measured on, {steps} steps, once for these data")
             fit(encoder, dataset, codec, steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, save(encoder.state_dict()))
