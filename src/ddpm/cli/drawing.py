@@ -115,7 +115,7 @@ class Ready(NamedTuple):
 
     def told(self, seed: int) -> str:
         """Sampler, steps, seed and the rest, in words."""
-        clip = self.how.clip if self.how.clip != "auto" else ("static" if self.model.codec.bins else "off")
+        clip = self.how.clip if self.how.clip != "auto" else ("static" if self.model.codec.discrete else "off")
         way = f"{name_of(self.how.sampler)}, {self.steps} steps, seed {seed}, clip {clip}"
         return f"{way}, {self.document['weights']}{self.how.guide.told}"
 

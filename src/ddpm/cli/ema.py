@@ -15,6 +15,7 @@ from ddpm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ddpm.data import Dataset
+    from ddpm.denoiser import NetworkDenoiser
     from ddpm.training.averaging.lengths import Lengths, Scored
     from ddpm.training.checkpoints.checkpoint import Checkpoint
 
@@ -61,12 +62,13 @@ def add(parser: Parser) -> None:
     add_flags(parser, EmaConfig)
 
 
-def own_data(config: DataSettings, saved: Checkpoint) -> Dataset:
-    """The data the run was trained on, with the rows it held out; DataError for others."""
+def own_data(config: DataSettings, saved: Checkpoint, model: NetworkDenoiser) -> Dataset:
+    """The data the run was trained on, as it diffuses them, with the rows it held out; DataError for others."""
     from ddpm.data import open_data
+    from ddpm.training.latents import diffused
     from ddpm.training.same_data import read_card
 
-    dataset = open_data(config)
+    dataset = diffused(open_data(config), model)
     card, before = dataset.card, read_card(saved.path.parent)
     if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
         raise DataError(
@@ -136,7 +138,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     model = model.to(machine.device)
     lengths = Lengths(saved, model, loss, notice)
     low, high = lengths.reach()
-    dataset = own_data(config.data, saved)
+    dataset = own_data(config.data, saved, model)
     keys = frozenset(dataset.cond) if saved.document("state")["config"]["conditional"] else frozenset(dataset.cond) & {"image"}
     best, first = compare(config, lengths, low, high)[0], name_of(lengths.tracked[0])
     print(f"step {saved.step} of {saved.path.parent}: {len(lengths.held)} averages kept, lengths {low:.3f} to {high:.3f} can be made")

@@ -101,14 +101,14 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device)
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str]) -> dict[str, Any] | None:
-    """The continuous bound of held-out samples; None without any, and of a student that predicts no mean."""
+    """The continuous bound of held-out samples; None without any, of a student that predicts no mean, and in latents."""
     import torch
 
     from ddpm.likelihood import continuous
     from ddpm.training.feed import conditions, encoded
 
     rows = dataset.held_rows[: config.likelihood]
-    if not len(rows) or model.codec is None or model.meaning != "mean":
+    if not len(rows) or model.codec is None or model.meaning != "mean" or model.autoencoder is not None:
         return None
     device = next(model.parameters()).device
     raw, values = dataset.batch(rows)
@@ -151,6 +151,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from ddpm.evaluation.reference import foreign_statistics
     from ddpm.evaluation.report import Evaluator
     from ddpm.training.classifier import home_of, run_data
+    from ddpm.training.latents import diffused
     from ddpm.training.state import open_run
 
     saved = open_run(args.run_folder)
@@ -159,8 +160,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = replace(config, how=drawing.how)
     dataset = open_data(config.data)
     check_samples(dataset, dataset.batch(dataset.train_rows[:256])[0], drawing.model)
-    before = card_of(args.run_folder)
-    if before is not None and (before.fingerprint, before.held_out) != (dataset.card.fingerprint, dataset.card.held_out):
+    before, card = card_of(args.run_folder), diffused(dataset, drawing.model).card
+    if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
         notice(f"{dataset.card.name}: not the data, or not the split, of this run; what is said of copies is about these data")
     extractor = extractor_of(config, dataset, drawing.machine.device)
     statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)

@@ -12,7 +12,7 @@ from ddpm.cli.drawn import free_folder
 from ddpm.cli.interpolate import condition
 from ddpm.cli.starting import refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
-from ddpm.errors import DiskError
+from ddpm.errors import ConfigError, DiskError
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +126,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model = loaded.to(machine.device)
     refuse_image_models(args.run_folder, document["cond"]["image"])
+    if model.autoencoder is not None:
+        raise ConfigError(f"{args.run_folder}: diffuses in latents, where no pixel is known or unknown by itself; use a model of pixels")
     cond = condition(config.label, document["classes"], document["cond_dropout"])
     cond = {key: value.expand(config.n).to(machine.device) for key, value in cond.items()} if cond else None
     path = Path(config.image).expanduser()

@@ -123,8 +123,8 @@ def check_samples(dataset: Dataset, raw: Any, model: NetworkDenoiser) -> None:
     """DataError for samples that are not of the model's kind: another shape, or levels it does not know."""
     import numpy as np
 
-    if tuple(dataset.card.shape) != tuple(model.shape):
-        raise DataError(f"{dataset.card.name}: samples of shape {tuple(dataset.card.shape)}, the model was trained on {tuple(model.shape)}")
+    if tuple(dataset.card.shape) != model.data_shape:
+        raise DataError(f"{dataset.card.name}: samples of shape {tuple(dataset.card.shape)}, the model was trained on {model.data_shape}")
     bins = model.codec.bins
     if bins is not None and (raw.min() < bins[0] or raw.max() > bins[1] or bool((raw != np.round(raw)).any())):
         raise DataError(
@@ -279,6 +279,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     own = Layer("the run", {"data": to_dict(run_data(open_run(args.run_folder)))})
     config = resolve(LikelihoodConfig, [own, flags], {})
     model, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
+    if model.autoencoder is not None:
+        raise ConfigError(
+            f"{args.run_folder}: diffuses in latents; what it gives a probability are those, not the data, and its decoder gives none"
+        )
     machine = choose(config.device, "fp32", None, sum(p.numel() for p in model.parameters()))
     dataset = open_data(config.data)
     rows, kind = rows_to_score(dataset, args.run_folder, "data" in flags.values.get("data", {}), config)

@@ -79,7 +79,7 @@ def encoded(text: str, model: NetworkDenoiser) -> torch.Tensor:
 
     from ddpm.data.one import read_one
 
-    raw = torch.from_numpy(read_one(text, model.shape, model.codec))
+    raw = torch.from_numpy(read_one(text, model.data_shape, model.codec))
     return model.codec.encode(raw[None])[0].to(torch.float32).to(next(model.parameters()).device)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm.denoiser.card import Card
 from ddpm.denoiser.clock import CLOCKS, Clock, Index, LogSNRClock, default_clock
 from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.latents import LatentCodec
 from ddpm.denoiser.parameterization import (
     PARAMETERIZATIONS,
     X0,
@@ -59,6 +60,7 @@ __all__ = [
     "Eps",
     "Flow",
     "Index",
+    "LatentCodec",
     "LogSNRClock",
     "Mixture",
     "Model",

@@ -41,6 +41,13 @@ class Codec:
             scale = tuple((high - low) / 2 or 1.0 for low, high in ends)
         return cls(shift=shift, scale=scale, dtype=card.dtype, bins=card.bins, low=card.low, high=card.high)
 
+    @property
+    def discrete(self) -> bool:
+        """Whether what is diffused are levels, such as those of 8-bit pictures: then predictions are kept within them, and x0 has a
+        probability.
+        """
+        return self.bins is not None
+
     def _fit(self, values: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
         row = torch.tensor(values, dtype=torch.float64).to(x.dtype if x.is_floating_point() else torch.float32).to(x.device)
         return row.reshape(-1, *[1] * (x.ndim - 2))

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ddpm.denoiser.clock import Clock
 from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.latents import LatentCodec, frozen
 from ddpm.denoiser.parameterization import Parameterization, Prediction, V, legal
 from ddpm.denoiser.student import Student
 from ddpm.errors import ConfigError
+from ddpm.networks.autoencoder import Autoencoder
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
@@ -131,7 +133,8 @@ class NetworkDenoiser(Denoiser):
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15). conditions: the keys the network was made for; called without any, it is told that
     all are hidden. classes: how many ids the condition "class" may have. self_condition: the network takes cond["x0"], which is then always
     there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
-    of classifier-free guidance it imitates; ones: none. student: what distillation made of it.
+    of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
+    diffuses, and the codec of the data that takes; `codec` is then that of the latents.
 
     Reference: self_condition: Chen, Zhang, Hinton, 2022, arXiv:2208.04202, section 3.2; augmented: Karras et al., 2022, arXiv:2206.00364,
     appendix F.2.
@@ -153,13 +156,17 @@ class NetworkDenoiser(Denoiser):
         augmented: int = 0,
         guided: bool = False,
         student: Student | None = None,
+        through: tuple[Autoencoder, Codec] | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
         if reason:
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
+        self.autoencoder = None if through is None else frozen(through[0])
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
+        if through is not None and self.autoencoder is not None:
+            self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
         if student is not None:
@@ -187,6 +194,19 @@ class NetworkDenoiser(Denoiser):
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1.0) / 2.0 if self.student is None else None  # distillation leaves this half untrained
         return self.parameterization.predict(output, x, at, self.process, variance)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of one sample in the data's own units: `shape`, unless it diffuses in latents."""
+        return self.shape if self.autoencoder is None else self.autoencoder.shape
+
+    def recode(self, codec: Codec) -> None:
+        """Take another normaliser of the space diffused in; its autoencoder, where it has one, stays."""
+        old = self.codec
+        latent = codec.latent if isinstance(codec, LatentCodec) else codec
+        if isinstance(old, LatentCodec):
+            codec = LatentCodec.through(old.autoencoder, old.pixels, latent)
+        self.codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def residual(self, at: At) -> Tensor:
         """The measured E|x0 - x0_hat|^2 per entry, interpolated linearly in log-SNR, constant beyond the measured levels."""

@@ -95,7 +95,8 @@ def distill(
     """
     from ddpm.data import open_data
     from ddpm.training.classifier import check_run_data, home_of, run_data
-    from ddpm.training.state import open_run
+    from ddpm.training.latents import diffused
+    from ddpm.training.state import load, open_run
 
     config = config or DistillConfig()
     saved = open_run(teacher)
@@ -103,7 +104,7 @@ def distill(
     fine = _instants(saved, config) if isinstance(settled, Progressive) else ()
     _same_rounds(folder, fine, config)
     own = data is None
-    data = open_data(run_data(saved)) if data is None else data
+    data = diffused(open_data(run_data(saved)) if data is None else data, load(saved.path))
     check_run_data(saved, data.card, home_of(teacher), own=own)
     if not quiet and saved.document("config")["parameterization"]["name"] in ("Eps", "Score"):
         print(FAINT, file=sys.stderr, flush=True)
@@ -211,9 +212,10 @@ def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out:
     if isinstance(loss, ContinuousConsistency) and not (isinstance(clock, Index) and clock.scale <= loss.clock):
         clock = Index(scale=loss.clock)
     return replace(
-        usual, data=base.data, schedule=base.schedule, parameterization=base.parameterization, clock=clock, network=base.network,
-        conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks, loss=loss, init=loss.teacher, out=str(out),
-        steps=config.updates, batch=config.batch or base.batch, seed=config.seed, checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every, evaluate_every=config.checkpoint_every, preview=config.preview, optimizer=config.optimizer,
-        ema=config.ema, device=config.device, precision=config.precision, threads=config.threads, monitor=False,
+        usual, data=base.data, autoencoder=base.autoencoder, schedule=base.schedule, parameterization=base.parameterization,
+        clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks, loss=loss,
+        init=loss.teacher, out=str(out), steps=config.updates, batch=config.batch or base.batch, seed=config.seed,
+        checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate_every=config.checkpoint_every,
+        preview=config.preview, optimizer=config.optimizer, ema=config.ema, device=config.device, precision=config.precision,
+        threads=config.threads, monitor=False,
     )  # fmt: skip

@@ -15,9 +15,11 @@ from ddpm.errors import ConfigError
 from ddpm.evaluation import proposals
 from ddpm.evaluation.proposals import Choice
 from ddpm.evaluation.rehearsal import Cost, activations_of, parameters_of, rehearsed
+from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.build import measured
 from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig
+from ddpm.training.latents import Through, in_latents
 from ddpm.training.machine import Machine, choose
 from ddpm.training.memory import available_memory
 from ddpm.training.run import run_folder
@@ -125,6 +127,9 @@ def make_plan(layers: Sequence[Layer], *, data: Dataset | None = None, seconds: 
     config = resolve(TrainConfig, list(layers), FAMILIES)
     began = time.perf_counter()
     dataset = data if data is not None else open_data(config.data)
+    if config.autoencoder is not None:
+        opened = load_autoencoder(config.autoencoder)
+        dataset = in_latents(dataset, Through(opened.autoencoder, opened.codec))
     reading = time.perf_counter() - began
     card = dataset.card
     draft = _Draft(layers)

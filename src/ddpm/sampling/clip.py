@@ -70,7 +70,7 @@ def clipped(model: Model, codec: Codec | None, clip: Clip, like: Tensor, quantil
         raise ConfigError(f"clip_quantile: got {quantile}, must lie in (0, 1]")
     if clip not in get_args(Clip):
         raise ConfigError(f"clip: got {clip!r}, allowed: {', '.join(get_args(Clip))}")
-    if clip == "off" or (clip == "auto" and (codec is None or codec.bins is None)):
+    if clip == "off" or (clip == "auto" and (codec is None or not codec.discrete)):
         return model
     bounds = codec.bounds(like) if codec is not None else None
     if bounds is None:

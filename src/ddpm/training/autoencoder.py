@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.config import from_dict, to_dict
+from ddpm.config import to_dict
 from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Card, Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from ddpm.networks.autoencoder import Autoencoder
-from ddpm.networks.config import AutoencoderConfig
 from ddpm.objective import AutoencodingLoss
 from ddpm.random import generator, torch_seed
 from ddpm.training.averaging.ema import PowerEMA
+from ddpm.training.build import described_autoencoder
 from ddpm.training.checkpoints import checkpoint
 from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
 from ddpm.training.config import AutoencodeConfig
@@ -213,8 +213,7 @@ def load_autoencoder(folder: str | Path) -> OpenedAutoencoder:
     check_kind(saved)
     about = saved.document("config")
     try:
-        network = from_dict(AutoencoderConfig, about["network"], where="config.json")
-        model, codec = network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
+        model, codec = described_autoencoder(about)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{saved.path}: config.json does not describe an autoencoder: {type(error).__name__} {error}") from error
     checkpoint.load_into(model, saved.tensors("ema"), f"{saved.path.name}/ema.safetensors")

@@ -10,9 +10,21 @@ import torch
 from torch import nn
 
 from ddpm.config import from_dict, to_dict
-from ddpm.denoiser import Card, Clock, Codec, EDMPreconditioning, NetworkDenoiser, Parameterization, Residuals, Student, default_clock
+from ddpm.denoiser import (
+    Card,
+    Clock,
+    Codec,
+    EDMPreconditioning,
+    LatentCodec,
+    NetworkDenoiser,
+    Parameterization,
+    Residuals,
+    Student,
+    default_clock,
+)
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.networks.config import CondSpec, MLPConfig, UNetConfig
+from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.config import AutoencoderConfig, CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
 from ddpm.process import Process, Schedule
 from ddpm.random import torch_seed
@@ -59,8 +71,12 @@ def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConf
     )
 
 
-def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = None) -> NetworkDenoiser:
-    """A fresh denoiser for `measured` settings; the network's weights follow from the seed. network: a person's own module instead."""
+def build_denoiser(
+    config: TrainConfig, card: Card, network: nn.Module | None = None, through: tuple[Autoencoder, Codec] | None = None
+) -> NetworkDenoiser:
+    """A fresh denoiser for `measured` settings; the network's weights follow from the seed. network: a person's own module instead.
+    through: the autoencoder whose latents the card describes, and the codec of its data.
+    """
     assert config.clock is not None  # `measured` chose it
     spec = cond_spec(card, config)
     if network is None:
@@ -82,6 +98,7 @@ def build_denoiser(config: TrainConfig, card: Card, network: nn.Module | None = 
         augmented=spec.augment,
         guided=spec.guidance,
         student=config.loss.student(process),
+        through=through,
     )
 
 
@@ -97,13 +114,28 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         },
         "cond_dropout": config.cond_dropout,
         "learned_variance": denoiser.learned_variance,
-        "codec": to_dict(denoiser.codec),
+        **_encoded(denoiser.codec),
         "shape": list(denoiser.shape),
         "residuals": {"log_snr": list(denoiser.residuals.log_snr), "value": list(denoiser.residuals.value)} if denoiser.residuals else None,
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
     }
+
+
+def _encoded(codec: Codec) -> dict[str, Any]:
+    """The entries of config.json that say how data come into the space diffused in."""
+    if not isinstance(codec, LatentCodec):
+        return {"codec": to_dict(codec)}
+    autoencoder = codec.autoencoder
+    about = {"network": to_dict(autoencoder.config), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape)}
+    return {"codec": to_dict(codec.latent), "autoencoder": about}
+
+
+def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]:
+    """The autoencoder that config.json describes, with fresh weights, and the codec of its data."""
+    network = from_dict(AutoencoderConfig, about["network"], where="config.json")
+    return network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
 
 
 def saved_residuals(document: Mapping[str, Any]) -> Residuals | None:
@@ -155,6 +187,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             augmented=spec.augment,
             guided=spec.guidance,
             student=from_dict(Student, document["student"], where="config.json") if document.get("student") else None,
+            through=described_autoencoder(document["autoencoder"]) if document.get("autoencoder") else None,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

@@ -30,10 +30,11 @@ from ddpm.training.checkpoints import checkpoint
 from ddpm.training.checkpoints.checkpoint import Checkpoint, RunLock
 from ddpm.training.config import FAMILIES, ClassifierConfig
 from ddpm.training.feed import Feed, encoded
+from ddpm.training.latents import diffused
 from ddpm.training.logbook import Logbook
 from ddpm.training.machine import choose
 from ddpm.training.optimizers import build_optimizer
-from ddpm.training.state import open_run, versions
+from ddpm.training.state import load, open_run, versions
 from ddpm.training.trackers import chosen
 
 FOLDER = "classifier"
@@ -197,6 +198,8 @@ def train_classifier(
     if problems := config.problems():
         raise ConfigError.of(problems)
     dataset = data if data is not None else open_data(config.data)
+    if saved.document("config").get("autoencoder"):
+        dataset = diffused(dataset, load(run))
     check_run_data(saved, dataset.card, home, own=data is None and config.data == run_data(saved))
     document = _described(saved.document("config"), dataset.card, config.network)
     require(dataset, config.batch)

@@ -101,6 +101,9 @@ class TrainConfig:
         True, "at evaluations, measure the gradient at every noise level, and at previews how far samples are from the data", group="run"
     )
     init: str | None = setting(None, "run folder or .safetensors file whose weights training starts from", group="run")
+    autoencoder: str | None = setting(
+        None, "folder of an autoencoder (ddpm autoencode): train in its latents; samples come out as the data are", group="data"
+    )
     accept_data_change: bool = setting(False, "resume although the data are not those the run began with", group="run")
 
     schedule: Schedule = setting(Cosine(), "noise schedule", group="model")

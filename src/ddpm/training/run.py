@@ -21,6 +21,7 @@ from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
 from ddpm.networks import UNetConfig, fused
 from ddpm.networks.blocks import checkpointable
+from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured
@@ -31,6 +32,7 @@ from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, te
 from ddpm.training.distributed.world import World
 from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.initial import start_from
+from ddpm.training.latents import Through, in_latents
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, check_compiler, choose, device_of
@@ -146,6 +148,13 @@ def _opened(settings: DataSettings, world: World) -> Dataset:
     return world.everywhere(lambda: found[0] if found else open_data(settings))
 
 
+def _latents(dataset: Dataset, through: Through, world: World, say: Callable[[str], None]) -> Dataset:
+    """The data in latents, encoded by the main rank; the others read what it wrote."""
+    found: list[Dataset] = []
+    world.on_main(lambda: found.append(in_latents(dataset, through, say)))
+    return world.everywhere(lambda: found[0] if found else in_latents(dataset, through, say))
+
+
 def _introduce(config: TrainConfig, dataset: Dataset, machine: Machine, state: RunState, world: World, say: Callable[[str], None]) -> None:
     """What a person reads before the first step."""
     card, count = dataset.card, sum(p.numel() for p in state.denoiser.parameters())
@@ -182,8 +191,13 @@ def _trainer(
     """
     dataset = data if data is not None else _opened(config.data, world)
     require(dataset, config.batch)
+    through = None
+    if config.autoencoder is not None:
+        opened = load_autoencoder(config.autoencoder)
+        through = Through(opened.autoencoder, opened.codec)
+        dataset = _latents(dataset, through, world, say)
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
-    denoiser = build_denoiser(config, dataset.card, network)
+    denoiser = build_denoiser(config, dataset.card, network, through)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))
     world.device = machine.device
     check_compiler(config.compile, machine.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ FREE = {
     "logical_shards",
     "timeout",
     "init",
+    "autoencoder",  # likewise
     "data.data",  # data may move: their fingerprint is compared
     "data.labels",
     "data.max_pixels",
@@ -81,6 +83,15 @@ def versions() -> dict[str, str]:
     """What a checkpoint was written with, as far as the last bits depend on it."""
     norm = "torch's" if fused.library() is None else "this package's"
     return {"ddpm": ddpm.__version__, "torch": torch.__version__.split("+")[0], "group norm": norm}
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+    """32 hexadecimal digits of SHA-256 over tensors with their names, types and shapes, and a text."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:32]
 
 
 def model_tensors(denoiser: NetworkDenoiser) -> dict[str, torch.Tensor]:
@@ -185,7 +196,7 @@ class RunState:
             self.scaler.load_state_dict(state["scaler"])
         document = saved.document("config")
         # new data that were accepted go into the space already learned
-        self.denoiser.codec = from_dict(Codec, document["codec"], where="config.json")
+        self.denoiser.recode(from_dict(Codec, document["codec"], where="config.json"))
         self.denoiser.residuals = saved_residuals(document)
         self.step, self.good_steps = int(state["step"]), int(state["good_steps"])
         self.skipped = int(state.get("skipped", 0))

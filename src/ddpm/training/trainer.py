@@ -236,7 +236,7 @@ class Trainer:
         """Draw a few samples, and compare them with the data."""
         drawn, step = preview(self, last=last), self.state.step
         log.picture(step, self.run / "samples" / f"step-{step:07d}.png")
-        if self.config.monitor:
+        if self.config.monitor and self.denoiser.autoencoder is None:  # the data are latents, what is drawn is not
             classes = len(self.dataset.card.classes) if "class" in self.keys else 0
             values, lines = self.world.on_main(lambda: self.monitor.samples(step, drawn, self.dataset, classes))
             if values:

@@ -29,6 +29,7 @@ from ddpm.random import generator
 from ddpm.training.feed import conditions
 from ddpm.training.health.drift import drift, profile, reference_rows
 from ddpm.training.held_out import gaussian_floors, held_out_loss
+from ddpm.training.latents import diffused
 
 FEWEST = 40  # samples: two in each of the Frechet distance's groups
 PLAIN = 2000  # samples on each side of what is compared without features
@@ -129,10 +130,11 @@ class Evaluator:
 
     def losses(self, model: NetworkDenoiser, keys: frozenset[str], autocast: torch.dtype | None) -> dict[str, Any] | None:
         """Held-out |eps - eps_hat|^2 by log-SNR bin, beside what a Gaussian's denoiser would reach; None of a student that is no mean."""
-        found = held_out_loss(model, self.dataset, keys, autocast=autocast) if model.meaning == "mean" else None
+        dataset = diffused(self.dataset, model)
+        found = held_out_loss(model, dataset, keys, autocast=autocast) if model.meaning == "mean" else None
         if found is None:
             return None
-        card = self.dataset.card
+        card = dataset.card
         assert model.codec is not None  # `held_out_loss` has seen to it
         variances = tuple((std / scale) ** 2 for std, scale in zip(card.std, model.codec.scale, strict=True))
         return {"mean": found.loss, "bins": found.bins, "gaussian": gaussian_floors(model.process, variances, found.t)}

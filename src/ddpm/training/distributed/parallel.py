@@ -204,5 +204,6 @@ def filled(plain: NetworkDenoiser, sharded: NetworkDenoiser, weights: Mapping[st
     buffers = dict(sharded.named_buffers())
     for name, buffer in plain.named_buffers():
         buffer.copy_(buffers[name])
-    plain.codec, plain.residuals = sharded.codec, sharded.residuals
+    plain.recode(sharded.codec)
+    plain.residuals = sharded.residuals
     return plain

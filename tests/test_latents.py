@@ -1,0 +1,193 @@
+"""Training in the latents of an autoencoder: cached once, normalised by what was measured, and samples that are data again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ddpm
+from ddpm.cli import main
+from ddpm.data import from_arrays
+from ddpm.data.dataset import Dataset
+from ddpm.denoiser import LatentCodec
+from ddpm.errors import CheckpointError, ConfigError
+from ddpm.networks import AutoencoderConfig, UNetConfig
+from ddpm.random import generator
+from ddpm.training import train
+from ddpm.training.autoencoder import load_autoencoder, train_autoencoder
+from ddpm.training.config import AutoencodeConfig, TrainConfig
+from ddpm.training.latents import Latents, Through, encode, in_latents
+from small_runs import digests, settings
+
+NETWORK = UNetConfig(channels=8, mults=(1,), blocks=1, attention=(), dropout=0.0)
+
+
+@pytest.fixture(scope="module", params=[0, 6], ids=["continuous", "codebook"])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, in two classes, and an autoencoder of them that has hardly learned anything."""
+    home = tmp_path_factory.mktemp("latents")
+    rng = np.random.default_rng(0)
+    np.savez(home / "x.npz", x=rng.integers(0, 256, (120, 3, 8, 8)).astype(np.uint8), y=np.arange(120) % 2)
+    config = AutoencodeConfig(
+        out=str(home / "ae"), steps=4, batch=8, threads=1, precision="fp32",
+        network=AutoencoderConfig(channels=8, mults=(1, 2), latent=2, codes=request.param),
+    )  # fmt: skip
+    train_autoencoder(replace(config, data=replace(config.data, data=str(home / "x.npz"))), quiet=True)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own."""
+    monkeypatch.setenv("DDPM_CACHE", str(home / "cache"))
+
+
+def opened(home: Path) -> Through:
+    """The autoencoder of the folder."""
+    there = load_autoencoder(home / "ae")
+    return Through(there.autoencoder, there.codec)
+
+
+def data(home: Path, flip: bool = False) -> Dataset:
+    """Its pictures."""
+    held = np.load(home / "x.npz")
+    return from_arrays(held["x"], {"class": held["y"]}, name="x", flip=flip)
+
+
+def asked(home: Path, out: str, **changes: object) -> TrainConfig:
+    """A run of a few steps in latents."""
+    config = settings(home / out, network=NETWORK, batch=8, autoencoder=str(home / "ae"), **changes)
+    return replace(config, data=replace(config.data, data=str(home / "x.npz")))
+
+
+def test_what_is_cached_is_what_is_encoded(home: Path, tmp_path: Path) -> None:
+    """To the last bit, of samples and of their mirror images, whatever else is in the batch; and it is encoded once."""
+    through, plain = opened(home), data(home, flip=True)
+    said: list[str] = []
+    latent = in_latents(plain, through, said.append, cache=tmp_path)
+    store = latent.samples
+    assert isinstance(store, Latents) and len(store.kinds) == 2 and store.shape == (120, 2, 4, 4)
+    for rows in (np.arange(32), np.arange(96, 120)):
+        raw, _ = plain.batch(rows)
+        for (mean, std), seen in zip(store.kinds, (raw, raw[..., ::-1].copy()), strict=True):
+            fresh = encode(through, seen)
+            assert np.array_equal(mean[rows], fresh[0]) and np.array_equal(std[rows], fresh[1])
+        assert np.array_equal(latent.batch(rows)[0], encode(through, raw)[0])
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    again = in_latents(data(home, flip=True), through, cache=tmp_path)
+    assert again.card == latent.card and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert in_latents(latent, through) is latent
+    assert not np.array_equal(in_latents(data(home), through, cache=tmp_path).card.fingerprint, latent.card.fingerprint)
+
+
+def test_a_batch_is_drawn_from_the_posterior(home: Path, tmp_path: Path) -> None:
+    """z = mean + std eps, mirrored in half of the cases; of the same generator the same."""
+    latent = in_latents(data(home, flip=True), opened(home), cache=tmp_path)
+    store, rows = latent.samples, np.repeat(np.arange(20), 200)
+    assert isinstance(store, Latents)
+    drawn = latent.batch(rows, generator(0, "augment"))[0]
+    assert np.array_equal(drawn, latent.batch(rows, generator(0, "augment"))[0])
+    means, stds = (np.stack([kind[part][:20] for kind in store.kinds]) for part in (0, 1))
+    centre = means.mean(0)
+    variance = (stds**2).mean(0) + means.var(0)
+    found = drawn.reshape(20, 200, 2, 4, 4)
+    assert np.abs(found.mean(1) - centre).max() < 5.5 * np.sqrt(variance.max() / 200)
+    ratio = found.var(1).mean() / variance.mean()
+    assert 0.95 < ratio < 1.05
+
+
+def test_what_is_diffused_has_mean_0_and_deviation_1(home: Path, tmp_path: Path) -> None:
+    """By the statistics of the training rows' draws, measured, per channel; the classes and the split are the data's."""
+    plain = data(home)
+    latent = in_latents(plain, opened(home), cache=tmp_path)
+    store = latent.samples
+    assert isinstance(store, Latents)
+    mean, std = (np.array(part)[latent.train_rows].astype(np.float64) for part in store.kinds[0])
+    assert np.allclose(latent.card.mean, mean.mean((0, 2, 3)), rtol=1e-12)
+    assert np.allclose(latent.card.std, np.sqrt((mean**2 + std**2).mean((0, 2, 3)) - mean.mean((0, 2, 3)) ** 2), rtol=1e-9)
+    assert np.array_equal(latent.train_rows, plain.train_rows) and latent.card.classes == plain.card.classes
+    x = (mean - np.array(latent.card.mean)[:, None, None]) / np.array(latent.card.std)[:, None, None]
+    assert abs(x.mean()) < 1e-9
+
+
+def test_a_run_samples_data_and_needs_the_autoencoder_no_more(home: Path) -> None:
+    """Samples are bytes of the data's shape, decoded as the autoencoder decodes; the run carries it; a resumed run has the same bits."""
+    whole = train(asked(home, "whole"), quiet=True)
+    train(asked(home, "half", steps=2), quiet=True)
+    train(asked(home, "half"), quiet=True)
+    assert digests(home / "whole") == digests(home / "half")
+    moved = home / "moved"
+    shutil.copytree(home / "whole", moved)
+    (home / "ae").rename(home / "away")
+    try:
+        denoiser = ddpm.load(moved)
+    finally:
+        (home / "away").rename(home / "ae")
+    assert isinstance(denoiser.codec, LatentCodec) and denoiser.shape == (2, 4, 4) and denoiser.data_shape == (3, 8, 8)
+    assert not any("autoencoder" in name for name, _ in denoiser.named_parameters())
+    drawn = ddpm.sample(denoiser, 3, steps=4, cond={"class": torch.tensor([0, 1, 0])})
+    assert drawn.dtype == torch.uint8 and drawn.shape == (3, 3, 8, 8)
+    x = ddpm.sample(denoiser, 3, steps=4, cond={"class": torch.tensor([0, 1, 0])}, decode=False)
+    through = opened(home)
+    z = x * torch.tensor(denoiser.codec.scale)[:, None, None] + torch.tensor(denoiser.codec.shift)[:, None, None]
+    with torch.no_grad():
+        by_hand = through.codec.decode(through.autoencoder.decode(z.float()))
+    assert (by_hand.int() - drawn.int()).abs().max() <= 1  # a sample at a time is another order of sums
+    raw = torch.from_numpy(data(home).samples[:4])
+    latents = torch.from_numpy(encode(through, raw.numpy())[0])
+    torch.testing.assert_close(denoiser.codec.encode(raw), denoiser.codec.encode(latents), rtol=1e-4, atol=1e-4)
+    assert whole.code == 0 and denoiser.codec.bounds(x) is None and denoiser.codec.bin_width(x) is None
+
+
+def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that can work on them do, the others say why not."""
+    run = str(home / "commands")
+    train(asked(home, "commands", preview=2, snapshots=1), quiet=True)
+    assert (home / "commands" / "samples" / "step-0000004.png").is_file()
+    for words in (
+        ["sample", run, "--n", "4", "--steps", "3"],
+        ["evaluate", run, "--n", "60", "--steps", "2", "--extractor", "raw", "--sweep", "0"],
+        ["interpolate", run, f"{home / 'x.npz'}:0", f"{home / 'x.npz'}:1", "--steps", "3"],
+        ["ema", run],
+        ["distill", run, "--method", "consistency", "--updates", "2", "--threads", "1", "--score", "0"],
+        ["classifier", run, "--steps", "2", "--batch", "8"],
+    ):
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    report = json.loads((home / "commands" / "report" / "report.json").read_text())
+    assert report["losses"]["mean"] > 0 and report["bits_per_dim"] is None
+    student = ddpm.load(home / "commands-consistency")
+    assert ddpm.sample(student, 2).shape == (2, 3, 8, 8)
+    picture = str(home / "p.png")
+    from PIL import Image
+
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    assert main(["sample", run, "--from", picture, "--n", "2", "--steps", "3"]) == 0
+    capsys.readouterr()
+    for words, told in (
+        (["likelihood", run], "diffuses in latents"),
+        (["inpaint", run, "--image", picture, "--mask", picture], "diffuses in latents"),
+    ):
+        assert main(words) == 2 and told in capsys.readouterr().err
+
+
+def test_what_cannot_be_encoded_is_refused(home: Path, tmp_path: Path) -> None:
+    """Other shapes, image conditions, no autoencoder there, a run in its place."""
+    through = opened(home)
+    x = np.zeros((20, 3, 8, 8), np.uint8)
+    field = from_arrays(x + np.arange(20, dtype=np.uint8)[:, None, None, None], {"image": np.zeros((20, 1, 8, 8), np.float32)})
+    for given, words in (
+        (from_arrays(x[:, :1] + np.arange(20, dtype=np.uint8)[:, None, None, None]), "takes samples of"),
+        (field, "image condition"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            in_latents(given, through, cache=tmp_path)
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(CheckpointError, match="there is no autoencoder"):
+            train(replace(asked(home, "refused"), autoencoder=str(folder)), quiet=True)
+    assert not (home / "refused").exists()
