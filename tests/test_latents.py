@@ -145,6 +145,7 @@ def test_a_run_samples_data_and_needs_the_autoencoder_no_more(home: Path) -> Non
     assert whole.code == 0 and denoiser.codec.bounds(x) is None and denoiser.codec.bin_width(x) is None
 
 
+@pytest.mark.parametrize("home", [0], indirect=True, ids=["continuous"])
 def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that can work on them do, the others say why not."""
     run = str(home / "commands")

@@ -1,0 +1,160 @@
+"""Latents against pixels, and how much memory a large picture takes.
+
+    python benchmarks/latents.py --part memory      a 512x512 picture through a latent model: peak memory; a minute
+    python benchmarks/latents.py --part scenes      128x128 scenes of real digits: a latent and a pixel model, --minutes of training each
+
+scenes: grey pictures of 6 to 10 handwritten digits (scikit-learn's, enlarged three times) that do not overlap, on a slope of grey; made
+from seed 0. Both models get the same minutes of the same cores, the latent one's autoencoder included. Scored are --n samples of each by
+the Frechet distance on features of an encoder trained on the scenes, beside that of unseen scenes, and the pictures a second they draw at.
+
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+SIDE, DIGIT = 128, 24
+
+
+def scenes(count: int, seed: int) -> NDArray[np.uint8]:
+    """(count, 1, 128, 128): a function of the seed."""
+    from sklearn.datasets import load_digits
+
+    digits = torch.from_numpy(load_digits(return_X_y=True)[0].reshape(-1, 1, 8, 8)).float() / 16.0
+    digits = F.interpolate(digits, size=DIGIT, mode="bilinear")[:, 0].numpy()
+    rng, place = np.random.default_rng(seed), np.linspace(-1, 1, SIDE, dtype=np.float32)
+    out = np.empty((count, 1, SIDE, SIDE), np.uint8)
+    cells = [(row, column) for row in range(4) for column in range(4)]  # of 32 pixels: a digit lies anywhere within one
+    for scene in out:
+        slope = rng.uniform(-0.1, 0.1, 2)
+        canvas = 0.25 + slope[0] * place[:, None] + slope[1] * place[None]
+        for row, column in rng.permutation(cells)[: rng.integers(6, 11)]:
+            y, x = (32 * np.array([row, column]) + rng.integers(0, 32 - DIGIT + 1, 2)).tolist()
+            ink = digits[rng.integers(len(digits))]
+            canvas[y : y + DIGIT, x : x + DIGIT] += ink * (1.0 - canvas[y : y + DIGIT, x : x + DIGIT])
+        scene[0] = np.round(255 * canvas.clip(0, 1))
+    return out
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of a process that draws one 3x512x512 picture in 4 calls through latents of 4x64x64; untrained weights take as much."""
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import latents; latents.draw_large()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw_large() -> None:
+    """In a process of its own: `ru_maxrss` never falls."""
+    import ddpm
+    from ddpm.denoiser import Codec, Index, NetworkDenoiser, V
+    from ddpm.networks import AutoencoderConfig, UNetConfig
+    from ddpm.process import Cosine, Process
+
+    autoencoder = AutoencoderConfig(channels=64, mults=(1, 2, 4, 4), blocks=2).build((3, 512, 512))
+    network = UNetConfig(channels=128, mults=(1, 2, 2, 2), attention=(2,)).build(autoencoder.latent_shape)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (autoencoder, network)]
+    pixels = Codec(shift=(127.5,) * 3, scale=(127.5,) * 3, dtype="uint8", bins=(0.0, 255.0))
+    latent = Codec(shift=(0.0,) * 4, scale=(1.0,) * 4)
+    model = NetworkDenoiser(network, Process(Cosine()), V(), Index(), latent, autoencoder.latent_shape, through=(autoencoder, pixels))
+    began = time.perf_counter()
+    drawn = ddpm.sample(model, 1, steps=4)
+    assert drawn.shape == (1, 3, 512, 512) and drawn.dtype == torch.uint8
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        json.dumps(
+            {"peak_gib": round(peak, 2), "seconds": round(time.perf_counter() - began, 1), "autoencoder": sizes[0], "network": sizes[1]}
+        )
+    )
+
+
+def compared(minutes: float, n: int, folder: Path) -> dict[str, Any]:
+    """Both models trained, drawn from and scored."""
+    from ddpm.data import from_arrays
+    from ddpm.evaluation.extractors import Learned
+    from ddpm.metrics import Moments, frechet
+    from ddpm.networks import AutoencoderConfig, UNetConfig
+    from ddpm.sampling import sample
+    from ddpm.training import TrainConfig
+    from ddpm.training.autoencoder import train_autoencoder
+    from ddpm.training.config import AutoencodeConfig, OptimizerSettings
+
+    data = from_arrays(scenes(4000, 0), name="scenes")
+    extractor = Learned.of(data, cache=folder, say=print)
+    truth = Moments.of(extractor.features(torch.from_numpy(scenes(2000, 1))))
+    result: dict[str, Any] = {"unseen": frechet(Moments.of(extractor.features(torch.from_numpy(scenes(n, 2)))), truth)}
+    quick = OptimizerSettings(lr=1e-3, warmup=50)
+    base = TrainConfig(
+        steps=1_000_000, batch=16, preview=0, optimizer=quick, evaluate_every=1_000_000, checkpoint_every=1_000_000, monitor=False
+    )
+    pixel = replace(
+        base, out=str(folder / "pixel"), network=UNetConfig(channels=32, mults=(1, 2, 2, 4, 4), blocks=1, attention=(4,), dropout=0.0)
+    )
+    began = time.monotonic()
+    if not (folder / "autoencoder" / "latest").is_file():
+        config = AutoencodeConfig(
+            out=str(folder / "autoencoder"), steps=400, batch=8, network=AutoencoderConfig(channels=16, mults=(1, 2, 4), latent=4)
+        )
+        train_autoencoder(config, data=data)
+    spent = (time.monotonic() - began) / 60
+    latent = replace(
+        base, out=str(folder / "latent"), autoencoder=str(folder / "autoencoder"),
+        network=UNetConfig(channels=64, mults=(1, 2, 2), blocks=1, attention=(1,), dropout=0.0),
+    )  # fmt: skip
+    for name, config, given in (("latent", latent, minutes - spent), ("pixel", pixel, minutes)):
+        denoiser, steps = trained_for(config, data, given)
+        began = time.monotonic()
+        drawn = sample(denoiser, n, steps=20, batch=16)
+        rate = n / (time.monotonic() - began)
+        np.save(folder / f"{name}.npy", drawn.numpy())
+        distance = frechet(Moments.of(extractor.features(drawn)), truth)
+        result[name] = {"frechet": distance, "pictures_a_second": rate, "steps": steps, "minutes": given}
+        print(name, result[name], flush=True)
+    return result
+
+
+def trained_for(config: Any, data: Any, minutes: float) -> tuple[Any, int]:
+    """The denoiser after that many minutes: the steps that fit are measured on the first twelve."""
+    from ddpm.training import train
+
+    began = time.monotonic()
+    train(replace(config, steps=4), data=data, quiet=True)
+    first = time.monotonic() - began
+    began = time.monotonic()
+    train(replace(config, steps=12), data=data, quiet=True)
+    step = (time.monotonic() - began) / 8
+    steps = max(20, int((60 * minutes - first - 8 * step) / step))
+    print(f"{config.out}: {step:.2f} s a step, {steps} steps", flush=True)
+    return train(replace(config, steps=steps), data=data, quiet=True).denoiser, steps
+
+
+def main() -> int:
+    """One part or the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("memory", "scenes"), required=True)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of training for each model")
+    parser.add_argument("--n", type=int, default=500, help="samples scored")
+    parser.add_argument("--folder", type=Path, default=None, help="where runs are kept; none: a temporary one")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        result = memory() if args.part == "memory" else compared(args.minutes, args.n, args.folder or Path(scratch))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
