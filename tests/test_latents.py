@@ -188,6 +188,8 @@ def test_what_cannot_be_encoded_is_refused(home: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             in_latents(given, through, cache=tmp_path)
+    with pytest.raises(CheckpointError, match="this is an autoencoder"):
+        ddpm.load(home / "ae")
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(CheckpointError, match="there is no autoencoder"):
             train(replace(asked(home, "refused"), autoencoder=str(folder)), quiet=True)

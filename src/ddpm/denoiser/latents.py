@@ -45,7 +45,7 @@ class LatentCodec(Codec):
         raw = torch.as_tensor(raw)
         if tuple(raw.shape[1:]) == self.autoencoder.latent_shape:
             return self.latent.encode(raw)
-        with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = self.pixels.encode(raw).to(torch.float32).to(self._device)
             return self.latent.encode(self.autoencoder.posterior(x).mean).to(raw.device)
 

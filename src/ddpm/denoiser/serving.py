@@ -95,8 +95,11 @@ def packed(module: nn.Module) -> Generator[None]:
 
 
 def _packable(layer: nn.Module) -> bool:
-    """Whether the layer's product is all it does, and its weights are float32 and its own, not parts that FSDP puts together."""
-    if "forward" in layer.__dict__ or not all(type(one) is nn.Parameter and one.dtype == torch.float32 for one in layer.parameters()):
+    """Whether the layer's product is all it does, and its weights are float32 and its own, not parts that FSDP puts together, nor buffers:
+    a frozen decoder's, which runs in float32.
+    """
+    weights = list(layer.parameters())
+    if "forward" in layer.__dict__ or not weights or not all(type(one) is nn.Parameter and one.dtype == torch.float32 for one in weights):
         return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -155,6 +155,8 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
     entries: how many numbers the weights' file holds; a description of a larger network is refused before memory is taken for it.
     Raises CheckpointError where the description cannot be read or a network is missing.
     """
+    if document.get("kind") == "autoencoder":
+        raise CheckpointError("this is an autoencoder, no model that can be drawn from; train one in its latents: ddpm train --autoencoder")
     try:
         own = document["network"].get("own")
         spec = from_dict(CondSpec, document["cond"], where="config.json")

@@ -138,7 +138,8 @@ def _write(dataset: Dataset, through: Through, path: Path, about: dict[str, Any]
         if not path.exists():  # else another process was quicker, with the same numbers
             staged.rename(path)
     finally:
-        storage.remove(staged) if staged.exists() else None
+        if staged.exists():
+            storage.remove(staged)
 
 
 @torch.inference_mode()
