@@ -189,7 +189,8 @@ def figure(found: dict[str, list[Found]], path: Path, shape: tuple[int, ...]) ->
         axes[2 + index].imshow(grid(pictures.numpy(), (0.0, 16.0), columns=4), cmap="gray")
         axes[2 + index].set(title=f"{kind}, seed 0")
         axes[2 + index].axis("off")
-    axes[0].set(ylim=(0.0, None), ylabel="Frechet distance over the data's own")
+    axes[0].set(yscale="log", ylabel="Frechet distance over the data's own")
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[1].set(ylabel="share of the rarest digit", ylim=(0.0, None))
     axes[1].axhline(0.01, color="0.6", linestyle="--", linewidth=0.8)
     for axis in axes[:2]:
