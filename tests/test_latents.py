@@ -16,13 +16,14 @@ from ddpm.cli import main
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import LatentCodec
+from ddpm.denoiser.serving import serving
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks import AutoencoderConfig, UNetConfig
 from ddpm.random import generator
 from ddpm.training import train
-from ddpm.training.autoencoder import load_autoencoder, train_autoencoder
+from ddpm.training.autoencoder import Through, load_autoencoder, train_autoencoder
 from ddpm.training.config import AutoencodeConfig, TrainConfig
-from ddpm.training.latents import Latents, Through, encode, in_latents
+from ddpm.training.latents import Latents, encode, in_latents
 from small_runs import digests, settings
 
 NETWORK = UNetConfig(channels=8, mults=(1,), blocks=1, attention=(), dropout=0.0)
@@ -50,8 +51,7 @@ def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(home: Path) -> Through:
     """The autoencoder of the folder."""
-    there = load_autoencoder(home / "ae")
-    return Through(there.autoencoder, there.codec)
+    return load_autoencoder(home / "ae")
 
 
 def data(home: Path, flip: bool = False) -> Dataset:
@@ -139,6 +139,10 @@ def test_a_run_samples_data_and_needs_the_autoencoder_no_more(home: Path) -> Non
     with torch.no_grad():
         by_hand = through.codec.decode(through.autoencoder.decode(z.float()))
     assert (by_hand.int() - drawn.int()).abs().max() <= 1  # a sample at a time is another order of sums
+    assert denoiser.autoencoder is not None
+    with serving(denoiser, torch.device("cpu"), torch.bfloat16):  # the network's weights are cast, the decoder's not
+        assert not any("forward" in vars(part) for part in denoiser.autoencoder.modules())
+        assert torch.equal(denoiser.codec.decode(x), drawn)
     raw = torch.from_numpy(data(home).samples[:4])
     latents = torch.from_numpy(encode(through, raw.numpy())[0])
     torch.testing.assert_close(denoiser.codec.encode(raw), denoiser.codec.encode(latents), rtol=1e-4, atol=1e-4)

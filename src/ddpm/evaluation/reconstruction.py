@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,7 @@ def reconstruction(
     found: dict[str, Any] = {
         "samples": len(rows), "rows": kind, "psnr": mean_psnr(loud), "ssim": float(alike.mean()),
         "latent_shape": list(autoencoder.latent_shape),
-        "smaller": dataset.samples[:1][0].size / latents[0][0].numel(),
+        "smaller": math.prod(autoencoder.shape) / math.prod(autoencoder.latent_shape),
         "latents": {"mean": z.mean(1).tolist(), "std": z.std(1).tolist()},
     }  # fmt: skip
     if autoencoder.codebook is not None:

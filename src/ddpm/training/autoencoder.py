@@ -47,12 +47,11 @@ class TrainedAutoencoder(NamedTuple):
     code: int
 
 
-class OpenedAutoencoder(NamedTuple):
-    """A saved autoencoder: the module, in evaluation mode, the codec of its data, and the SHA-256 of its weights."""
+class Through(NamedTuple):
+    """An autoencoder, in evaluation mode, and the codec of the data it takes."""
 
     autoencoder: Autoencoder
     codec: Codec
-    sha256: str
 
 
 class _Fit:
@@ -204,7 +203,7 @@ def check_kind(saved: Checkpoint) -> None:
         raise CheckpointError(f"{saved.path}: no autoencoder; train one with ddpm autoencode --out FOLDER")
 
 
-def load_autoencoder(folder: str | Path) -> OpenedAutoencoder:
+def load_autoencoder(folder: str | Path) -> Through:
     """The verified autoencoder of a folder, with averaged weights; CheckpointError where it is missing, damaged or something else."""
     path = Path(folder)
     saved = checkpoint.open_checkpoint(path) if (path / "manifest.json").is_file() else checkpoint.newest(path) if path.is_dir() else None
@@ -217,4 +216,4 @@ def load_autoencoder(folder: str | Path) -> OpenedAutoencoder:
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{saved.path}: config.json does not describe an autoencoder: {type(error).__name__} {error}") from error
     checkpoint.load_into(model, saved.tensors("ema"), f"{saved.path.name}/ema.safetensors")
-    return OpenedAutoencoder(model.eval(), codec, saved.sha256("ema"))
+    return Through(model.eval(), codec)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +16,15 @@ from numpy.typing import NDArray
 from ddpm.cache import folder
 from ddpm.config import to_dict
 from ddpm.data.dataset import Dataset, Rows
-from ddpm.denoiser import Codec, LatentCodec, NetworkDenoiser
+from ddpm.denoiser import LatentCodec, NetworkDenoiser
 from ddpm.errors import ConfigError, DiskError
-from ddpm.networks.autoencoder import Autoencoder
+from ddpm.training.autoencoder import Through
 from ddpm.training.checkpoints import storage
 from ddpm.training.state import digest_of
 
 BATCH = 32
 VERSION = 1  # of what the cache holds
 SAID = 10.0  # seconds between lines of progress
-
-
-class Through(NamedTuple):
-    """An autoencoder, in evaluation mode, and the codec of the data it takes."""
-
-    autoencoder: Autoencoder
-    codec: Codec
 
 
 class Latents:

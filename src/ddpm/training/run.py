@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ from torch import nn
 from ddpm.config import to_dict
 from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
-from ddpm.data.settings import DataSettings
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
 from ddpm.networks import UNetConfig, fused
@@ -32,7 +32,7 @@ from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, te
 from ddpm.training.distributed.world import World
 from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.initial import start_from
-from ddpm.training.latents import Through, in_latents
+from ddpm.training.latents import in_latents
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, check_compiler, choose, device_of
@@ -141,18 +141,11 @@ def _resume(
         say(f"{run} has {state.step} steps already; a larger --steps continues it")
 
 
-def _opened(settings: DataSettings, world: World) -> Dataset:
-    """The data, opened by the main rank first: what it finds out about large data, the others read from its index."""
+def _main_first(world: World, make: Callable[[], Dataset]) -> Dataset:
+    """Data, made by the main rank first: what it finds out about large data, or encodes, the others read from the cache."""
     found: list[Dataset] = []
-    world.on_main(lambda: found.append(open_data(settings)))
-    return world.everywhere(lambda: found[0] if found else open_data(settings))
-
-
-def _latents(dataset: Dataset, through: Through, world: World, say: Callable[[str], None]) -> Dataset:
-    """The data in latents, encoded by the main rank; the others read what it wrote."""
-    found: list[Dataset] = []
-    world.on_main(lambda: found.append(in_latents(dataset, through, say)))
-    return world.everywhere(lambda: found[0] if found else in_latents(dataset, through, say))
+    world.on_main(lambda: found.append(make()))
+    return world.everywhere(lambda: found[0] if found else make())
 
 
 def _introduce(config: TrainConfig, dataset: Dataset, machine: Machine, state: RunState, world: World, say: Callable[[str], None]) -> None:
@@ -189,13 +182,12 @@ def _trainer(
     """Everything up to the first step: data opened, the folder taken, what it holds compared and resumed; and `template`'s copy of the
     denoiser, where its weights will be spread over the ranks and one process can hold the whole.
     """
-    dataset = data if data is not None else _opened(config.data, world)
+    dataset = data if data is not None else _main_first(world, partial(open_data, config.data))
     require(dataset, config.batch)
     through = None
     if config.autoencoder is not None:
-        opened = load_autoencoder(config.autoencoder)
-        through = Through(opened.autoencoder, opened.codec)
-        dataset = _latents(dataset, through, world, say)
+        through = load_autoencoder(config.autoencoder)
+        dataset = _main_first(world, partial(in_latents, dataset, through, say))
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
     denoiser = build_denoiser(config, dataset.card, network, through)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))

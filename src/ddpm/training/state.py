@@ -54,8 +54,8 @@ FREE = {
     "logical_shards",
     "timeout",
     "init",
-    "autoencoder",  # likewise
     "data.data",  # data may move: their fingerprint is compared
+    "autoencoder",  # likewise: its weights are in the latents' fingerprint
     "data.labels",
     "data.max_pixels",
     "data.on_bad_image",
