@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed_unet import library
+from peers import library
 from torch import Tensor
 
 from ddpm.evaluation.extractors.inception import InceptionV3, resized

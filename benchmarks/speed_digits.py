@@ -7,11 +7,8 @@ denoising-diffusion-pytorch's Unet differs by 3 % in parameters and 1 % in produ
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +19,11 @@ import numpy as np
 import torch
 from clock import Action, Part, interleaved, ratio
 from digits import frechet
+from peers import Pictures, Run, diffusers_run, library, lucid_run
 from PIL import Image
 from sklearn.datasets import load_digits
-from speed_unet import library, sizes
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from speed_unet import sizes
+from torch import nn
 
 from ddpm.config import Layer, resolve
 from ddpm.denoiser import Eps, NetworkDenoiser
@@ -70,75 +66,6 @@ def unet2d(groups: int = 8) -> Any:
     )  # fmt: skip
 
 
-class Pictures(Dataset[Tensor]):
-    """A folder of pictures as diffusers' script reads it: opened each time and sent through its five transforms."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*.png"))
-        ways = library("torchvision.transforms")
-        self.transform = ways.Compose(
-            [
-                ways.Resize(8, interpolation=ways.InterpolationMode.BILINEAR), ways.CenterCrop(8), ways.Lambda(lambda picture: picture),
-                ways.ToTensor(), ways.Normalize([0.5], [0.5]),
-            ]
-        )  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as picture:
-            return self.transform(picture.convert("L"))
-
-
-def diffusers_run(pictures: Path, steps: int, precision: str) -> None:
-    """The loop of diffusers' train_unconditional.py: accelerate, its loader, scheduler, AdamW, average and progress bar."""
-    diffusers, accelerate = library("diffusers"), library("accelerate")
-    accelerate.state.AcceleratorState._reset_state(True)  # it remembers the precision of the run before
-    accelerator = accelerate.Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
-    model, noiser = unet2d(), diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    average = diffusers.training_utils.EMAModel(
-        model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, model_cls=type(model), model_config=model.config
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-    rate = diffusers.optimization.get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=100, num_training_steps=steps)
-    loader = DataLoader(Pictures(pictures), batch_size=BATCH, shuffle=True, num_workers=0)
-    model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
-    bar = library("tqdm").tqdm(total=steps, file=io.StringIO())
-    for clean in itertools.islice(_again(loader), steps):
-        noise = torch.randn_like(clean)
-        times = torch.randint(0, 1000, (len(clean),)).long()
-        with accelerator.accumulate(model):
-            predicted = model(noiser.add_noise(clean, noise, times), times).sample
-            loss = F.mse_loss(predicted.float(), noise.float())
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-            optimizer.zero_grad()
-        average.step(model.parameters())
-        bar.update(1)
-        bar.set_postfix(loss=loss.detach().item(), lr=rate.get_last_lr()[0])
-
-
-def _again(loader: Any) -> Iterator[Tensor]:
-    while True:
-        yield from loader
-
-
-def lucid_run(pictures: Path, out: Path, steps: int, precision: str) -> None:
-    """denoising-diffusion-pytorch's Trainer, sampling and scoring put off beyond its end."""
-    package, model = library("denoising_diffusion_pytorch"), lucid()
-    library("accelerate").state.AcceleratorState._reset_state(True)
-    diffusion = package.GaussianDiffusion(model, image_size=8, timesteps=1000, objective="pred_noise", beta_schedule="linear")
-    trainer = package.Trainer(
-        diffusion, str(pictures), train_batch_size=BATCH, train_lr=LR, train_num_steps=steps, save_and_sample_every=10 * steps,
-        results_folder=str(out), amp=precision == "bf16", mixed_precision_type="bf16", calculate_fid=False, augment_horizontal_flip=False,
-    )  # fmt: skip
-    with contextlib.redirect_stderr(io.StringIO()):
-        trainer.train()
-
-
 def lucid() -> nn.Module:
     """Its Unet of this package's size."""
     unet = library("denoising_diffusion_pytorch").Unet
@@ -156,11 +83,17 @@ def training(steps: int, rounds: int) -> Part:
         def ours(precision: Precision) -> object:
             return train(config(pictures, place / f"run{next(numbers)}", steps, precision), quiet=True)
 
+        def theirs(precision: Precision) -> object:
+            return diffusers_run(unet2d(), Pictures(pictures, 8), steps, Run(BATCH, LR, precision))
+
+        def lucids(precision: Precision) -> object:
+            return lucid_run(lucid(), pictures, place / "lucid", steps, 8, Run(BATCH, LR, precision))
+
         actions: dict[str, Action] = {}
         for precision in PRECISIONS:
             actions[f"ddpm ({precision})"] = partial(ours, precision)
-            actions[f"diffusers, its script ({precision})"] = lambda p=precision: diffusers_run(pictures, steps, p)
-            actions[f"denoising-diffusion-pytorch ({precision})"] = lambda p=precision: lucid_run(pictures, place / "lucid", steps, p)
+            actions[f"diffusers, its script ({precision})"] = partial(theirs, precision)
+            actions[f"denoising-diffusion-pytorch ({precision})"] = partial(lucids, precision)
         seconds = interleaved(actions, rounds)
     kinds = {"ddpm (fp32)": NETWORK.build(SHAPE), "denoising-diffusion-pytorch (fp32)": lucid()}
     notes = {

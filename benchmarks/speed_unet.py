@@ -8,13 +8,13 @@ architectures, the U-Nets of denoising-diffusion-pytorch and azula (no attention
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from ceiling import bare_products
 from clock import Action, Part, Seconds, interleaved, lowered, ratio
+from peers import library
 from plain import Plain
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,14 +46,6 @@ class Peer(NamedTuple):
     call: Network
     precision: str
     tuned: bool = True  # fused optimizer, batched weight average
-
-
-def library(name: str) -> Any:
-    """A library that only the benchmarks need, or an exit that says how to get it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SystemExit(f"benchmarks/speed.py compares with {name}: pip install {name.replace('_', '-')} ({error})") from error
 
 
 def ours_and_peers() -> tuple[NetworkDenoiser, dict[str, Peer]]:

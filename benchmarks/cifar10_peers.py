@@ -1,0 +1,224 @@
+"""CIFAR-10 in so many CPU minutes: this package, diffusers' unconditional script, and denoising-diffusion-pytorch.
+
+    python benchmarks/cifar10_peers.py --data cifar10-train.tar.xz --minutes 60 --figure docs/cifar10_peers.png
+
+Each trains a U-Net of like size (--channels at the first level) for the same CPU time on the same pictures, one thread each; the number of
+steps that fits is measured first. Ours is the recipe cifar10, in batches of --batch and without dropout. The peers are as they come, with
+their own objectives, schedules, optimizers and averages, mirror images, the faster of their two precisions, and --lr, which is ten times
+their default and better for runs as short as this (--pilot MINUTES compares the two rates). All are sampled by 50 steps of DDIM, each its
+own; ours by its usual sampler too. The distance is on the features of an encoder trained on the same pictures, against those that training
+has seen, beside that of pictures it has not seen.
+
+Samples are kept in --folder: a second call goes on, or only scores. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import Pictures, Run, diffusers_run, library, lucid_run
+from PIL import Image
+from speed_unet import sizes
+from torch import Tensor, nn
+
+from ddpm.config import Layer, resolve
+from ddpm.data import open_data
+from ddpm.data.dataset import Dataset
+from ddpm.data.settings import DataSettings
+from ddpm.evaluation.extractors.learned import Learned
+from ddpm.evaluation.report import Evaluator
+from ddpm.networks import UNetConfig
+from ddpm.sampling import DDIM, sample
+from ddpm.training import FAMILIES, TrainConfig, train
+from ddpm.training.checkpoints.storage import replace_text
+from ddpm.training.recipes import recipe
+
+SYSTEMS = ("ddpm", "diffusers", "denoising-diffusion-pytorch")
+CALLS, CHUNK = 50, 100
+SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step
+
+
+def network(system: str, channels: int) -> nn.Module:
+    """A U-Net of Ho's shape; denoising-diffusion-pytorch's, built otherwise, is as large with an eighth more channels."""
+    if system == "diffusers":
+        return library("diffusers").UNet2DModel(
+            sample_size=32, block_out_channels=(channels, *(2 * channels,) * 3), layers_per_block=2, attention_head_dim=None,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), norm_num_groups=min(32, channels),
+        )  # fmt: skip
+    if system == "denoising-diffusion-pytorch":
+        unet = library("denoising_diffusion_pytorch").Unet
+        return unet(channels * 9 // 8, dim_mults=(1, 2, 2, 2), full_attn=(False, True, False, False))
+    return UNetConfig(channels=channels, dropout=0.0).build((3, 32, 32))
+
+
+def settings(args: argparse.Namespace, steps: int, out: Path) -> TrainConfig:
+    """Ours: the recipe, with the size, batch and length that are asked for."""
+    base = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES)
+    quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps, "checkpoint_every": steps}
+    return replace(
+        base, data=replace(base.data, data=args.data), network=UNetConfig(channels=args.channels, dropout=0.0), steps=steps,
+        batch=args.batch, optimizer=replace(base.optimizer, warmup=min(base.optimizer.warmup, steps // 10)), out=str(out), threads=1,
+        **quiet,
+    )  # fmt: skip
+
+
+class Trained:
+    """One system: how it trains for so many steps, and how it is sampled afterwards."""
+
+    def __init__(self, system: str, args: argparse.Namespace, lr: float) -> None:
+        self.system, self.args, self.lr = system, args, lr
+        self.folder, self.numbers, self.model = Path(args.folder), itertools.count(), None
+
+    def run(self, steps: int, precision: str) -> float:
+        """CPU seconds of a run from its call to its return."""
+        torch.manual_seed(0)
+        out, began = self.folder / f"{self.system}-{self.lr:g}-{next(self.numbers)}-{time.time_ns()}", time.process_time()
+        how, pictures = Run(self.args.batch, self.lr, precision, flip=True), self.folder / "pictures"
+        if self.system == "ddpm":
+            self.model = train(replace(settings(self.args, steps, out), precision=precision), quiet=True).denoiser  # pyright: ignore[reportArgumentType]
+        elif self.system == "diffusers":
+            self.model = diffusers_run(network(self.system, self.args.channels), Pictures(pictures, 32, "RGB", flip=True), steps, how)
+        else:
+            theirs: dict[str, Any] = {"objective": "pred_v", "beta_schedule": "sigmoid", "sampling_timesteps": CALLS}
+            module = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+            module.cpu_count = lambda: 0  # its loader in this process, where its time is counted
+            self.model = lucid_run(network(self.system, self.args.channels), pictures, out, steps, 32, how, **theirs)
+        return time.process_time() - began
+
+    def seconds(self, precision: str) -> tuple[float, float]:
+        """CPU seconds of the start, and of a step."""
+        first, second = (self.run(steps, precision) for steps in SHORT)
+        step = (second - first) / (SHORT[1] - SHORT[0])
+        return first - SHORT[0] * step, step
+
+    @torch.no_grad()
+    def draw(self, n: int, own: bool = False) -> Tensor:
+        """n pictures as bytes, by DDIM; ours by its usual sampler where `own`."""
+        if self.system == "ddpm":
+            return sample(self.model, n, steps=CALLS, sampler=None if own else DDIM(), seed=0, batch=CHUNK)  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(0)
+        drawn: list[Tensor] = []
+        if self.system == "diffusers":
+            diffusers = library("diffusers")
+            noiser = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+            pipeline = diffusers.DDIMPipeline(self.model.eval(), noiser)  # pyright: ignore[reportOptionalMemberAccess]
+            pipeline.set_progress_bar_config(disable=True)
+            for _ in range(0, n, CHUNK):
+                pictures = pipeline(batch_size=CHUNK, num_inference_steps=CALLS, output_type="np").images
+                drawn.append(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        else:
+            drawn = [self.model.eval().sample(batch_size=CHUNK) for _ in range(0, n, CHUNK)]  # pyright: ignore[reportOptionalMemberAccess]
+        return (torch.cat(drawn)[:n] * 255.0).round().clamp(0, 255).byte()
+
+
+def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Train for so many CPU minutes and draw; the samples lie in the folder."""
+    torch.set_num_threads(1)
+    trainee = Trained(system, args, lr)
+    costs = {precision: trainee.seconds(precision) for precision in ("fp32", "bf16")}
+    precision = min(costs, key=lambda kind: costs[kind][1])
+    start, step = costs[precision]
+    steps = int((60.0 * minutes - start) / step)
+    used, began = trainee.run(steps, precision), time.perf_counter()
+    for how in ("ddim", *(["own"] if system == "ddpm" else [])):
+        np.save(_place(args, system, lr, minutes, how), trainee.draw(args.n, own=how == "own").numpy())
+    module = network(system, args.channels)
+    found = {
+        "system": system, "lr": lr, "precision": precision, "steps": steps, "images": steps * args.batch,
+        "cpu_minutes": round(used / 60, 2), "parameters": sum(p.numel() for p in module.parameters()), "gflop": round(sizes(module), 3),
+        "ms_a_step": {kind: round(1e3 * cost[1], 1) for kind, cost in costs.items()},
+        "sampling_s": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+    replace_text(_place(args, system, lr, minutes, "run").with_suffix(".json"), json.dumps(found) + "\n")
+    return found
+
+
+def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, how: str) -> Path:
+    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{how}.npy"
+
+
+def write_pictures(data: Dataset, folder: Path) -> None:
+    """The pictures that training may see, as the peers want them."""
+    if (folder / "all").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(data.train_rows), 1000):
+        rows = data.train_rows[first : first + 1000]
+        for row, picture in zip(rows, data.batch(rows)[0], strict=True):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{row:05d}.png")
+    (folder / "all").touch()
+
+
+def figure(samples: dict[str, Tensor], scores: dict[str, Any], path: Path, minutes: float) -> None:
+    """The first pictures of each, side by side, none chosen."""
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, len(samples), figsize=(3.3 * len(samples), 3.7), layout="constrained")
+    for axis, (name, pictures) in zip(axes, samples.items(), strict=True):
+        tiles = pictures[:64].reshape(8, 8, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(256, 256, 3)
+        axis.imshow(tiles.numpy(), interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(f"{name}\ndistance {scores[name]['value']:.1f}", fontsize=9)
+    drawing.suptitle(f"CIFAR-10, {minutes:g} CPU minutes of training each, {CALLS} calls a sample", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=110)
+    print(path)
+
+
+def main() -> int:
+    """Train what is missing, score, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10's archive or folder")
+    parser.add_argument("--folder", default="runs/cifar10-peers")
+    parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes of training for each")
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the peers")
+    parser.add_argument("--pilot", type=float, default=None, help="only compare the peers' rates, in so many minutes")
+    parser.add_argument("--n", type=int, default=2000, help="samples of each")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--figure", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.processes)
+    data = open_data(DataSettings(data=args.data, flip=True))
+    write_pictures(data, Path(args.folder) / "pictures")
+    ours = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES).optimizer.lr
+    minutes = args.pilot or args.minutes
+    rates = [args.lr, 1e-4] if args.pilot else [args.lr]
+    asked = [("ddpm", ours)] * (not args.pilot) + [(name, lr) for name in SYSTEMS[1:] for lr in rates]
+    left = [pair for pair in asked if not _place(args, *pair, minutes, "run").with_suffix(".json").is_file()]
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(job, *pair, minutes, args) for pair in left]):
+            print(future.result(), flush=True)
+    samples: dict[str, Tensor] = {}
+    for name, lr in asked:
+        for how in ("ddim", "own"):
+            if (path := _place(args, name, lr, minutes, how)).is_file():
+                said = name + (f", lr {lr:g}" if args.pilot else "") + (", own sampler" if how == "own" else "")
+                samples[said] = torch.from_numpy(np.load(path))
+    evaluator = Evaluator(data, Learned.of(data))
+    scores: dict[str, Any] = {name: evaluator.frechet(drawn)._asdict() for name, drawn in samples.items()}
+    real = evaluator.real(args.n)
+    for name, score in scores.items():
+        print(f"{name:48s} {score['value']:8.2f}  [{score['low']:.2f}, {score['high']:.2f}]")
+    if args.figure:
+        figure(samples, scores, args.figure, minutes)
+    runs = [json.loads(_place(args, *pair, minutes, "run").with_suffix(".json").read_text()) for pair in asked]
+    print(json.dumps({"scores": scores, "real": None if real is None else real.estimates["frechet"]._asdict(), "runs": runs}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
