@@ -113,13 +113,13 @@ class Trained:
         if self.system == "diffusers":
             diffusers = library("diffusers")
             noiser = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-            pipeline = diffusers.DDIMPipeline(self.model.eval(), noiser)  # pyright: ignore[reportOptionalMemberAccess]
+            pipeline = diffusers.DDIMPipeline(self.model.eval(), noiser)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
             pipeline.set_progress_bar_config(disable=True)
             for _ in range(0, n, CHUNK):
                 pictures = pipeline(batch_size=CHUNK, num_inference_steps=CALLS, output_type="np").images
                 drawn.append(torch.from_numpy(pictures).permute(0, 3, 1, 2))
         else:
-            drawn = [self.model.eval().sample(batch_size=CHUNK) for _ in range(0, n, CHUNK)]  # pyright: ignore[reportOptionalMemberAccess]
+            drawn = [self.model.eval().sample(batch_size=CHUNK) for _ in range(0, n, CHUNK)]  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         return (torch.cat(drawn)[:n] * 255.0).round().clamp(0, 255).byte()
 
 

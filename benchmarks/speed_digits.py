@@ -83,7 +83,7 @@ def training(steps: int, rounds: int) -> Part:
         def ours(precision: Precision) -> object:
             return train(config(pictures, place / f"run{next(numbers)}", steps, precision), quiet=True)
 
-        def theirs(precision: Precision) -> object:
+        def script(precision: Precision) -> object:
             return diffusers_run(unet2d(), Pictures(pictures, 8), steps, Run(BATCH, LR, precision))
 
         def lucids(precision: Precision) -> object:
@@ -92,7 +92,7 @@ def training(steps: int, rounds: int) -> Part:
         actions: dict[str, Action] = {}
         for precision in PRECISIONS:
             actions[f"ddpm ({precision})"] = partial(ours, precision)
-            actions[f"diffusers, its script ({precision})"] = partial(theirs, precision)
+            actions[f"diffusers, its script ({precision})"] = partial(script, precision)
             actions[f"denoising-diffusion-pytorch ({precision})"] = partial(lucids, precision)
         seconds = interleaved(actions, rounds)
     kinds = {"ddpm (fp32)": NETWORK.build(SHAPE), "denoising-diffusion-pytorch (fp32)": lucid()}

@@ -108,7 +108,7 @@ def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys:
     from ddpm.training.feed import conditions, encoded
 
     rows = dataset.held_rows[: config.likelihood]
-    if not len(rows) or model.codec is None or model.meaning != "mean" or model.autoencoder is not None:
+    if not len(rows) or model.codec is None or model.meaning != "mean" or model.autoencoder is not None or model.base is not None:
         return None
     device = next(model.parameters()).device
     raw, values = dataset.batch(rows)

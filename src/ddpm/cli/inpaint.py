@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawn import free_folder
 from ddpm.cli.interpolate import condition
-from ddpm.cli.starting import refuse_image_models
+from ddpm.cli.starting import refuse_cascades, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
 
@@ -128,6 +128,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_image_models(args.run_folder, document["cond"]["image"])
     if model.autoencoder is not None:
         raise ConfigError(f"{args.run_folder}: diffuses in latents, where no pixel is known or unknown by itself; use a model of pixels")
+    refuse_cascades(args.run_folder, model, "nothing says what it looked like smaller; use a model that is no cascade")
     cond = condition(config.label, document["classes"], document["cond_dropout"])
     cond = {key: value.expand(config.n).to(machine.device) for key, value in cond.items()} if cond else None
     path = Path(config.image).expanduser()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawing import FAMILIES
 from ddpm.cli.drawn import free_folder
-from ddpm.cli.starting import encoded, refuse_image_models
+from ddpm.cli.starting import encoded, refuse_cascades, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
 from ddpm.process import Grid
@@ -105,6 +105,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     machine = choose(config.device, config.precision, None, sum(p.numel() for p in loaded.parameters()))
     model = loaded.to(machine.device)
     refuse_image_models(args.run_folder, document["cond"]["image"])
+    refuse_cascades(args.run_folder, model, "its latents go with one smaller sample each; interpolate with the smaller model")
     cond = condition(config.label, document["classes"], document["cond_dropout"])
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     a, b = encoded(args.first, model), encoded(args.second, model)

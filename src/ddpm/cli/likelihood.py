@@ -270,6 +270,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     problems = resolve(LikelihoodConfig, [flags], {}).problems()  # told before torch is imported
     if problems:
         raise ConfigError.of(problems)
+    from ddpm.cli.starting import refuse_cascades
     from ddpm.data import open_data
     from ddpm.training.classifier import run_data
     from ddpm.training.feed import encoded
@@ -283,6 +284,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(
             f"{args.run_folder}: diffuses in latents; what it gives a probability are those, not the data, and its decoder gives none"
         )
+    refuse_cascades(args.run_folder, model, "it gives samples a probability once smaller ones are given, and none without")
     machine = choose(config.device, "fp32", None, sum(p.numel() for p in model.parameters()))
     dataset = open_data(config.data)
     rows, kind = rows_to_score(dataset, args.run_folder, "data" in flags.values.get("data", {}), config)

@@ -83,6 +83,12 @@ def encoded(text: str, model: NetworkDenoiser) -> torch.Tensor:
     return model.codec.encode(raw[None])[0].to(torch.float32).to(next(model.parameters()).device)
 
 
+def refuse_cascades(run_folder: str, model: NetworkDenoiser, why: str) -> None:
+    """ConfigError for a stage of a cascade, which enlarges what another model drew."""
+    if model.base is not None:
+        raise ConfigError(f"{run_folder}: enlarges the samples of a smaller model; {why}")
+
+
 def refuse_image_models(run_folder: str, channels: int) -> None:
     """ConfigError for models that need a condition image beside each sample: the command line has no way to give it."""
     if channels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddpm.denoiser.card import Card
 
 Rows = NDArray[np.int64]
+Derived = Callable[[NDArray[Any], np.random.Generator | None], Mapping[str, NDArray[Any]]]
 
 
 class Samples(Protocol):
@@ -58,7 +59,8 @@ class Dataset:
 
     `samples` is (N, *card.shape): an array in memory, a memory map, or a store of larger pictures whose centre is shown.
     `cond` may hold "class" (N,) int64, "vector" (N, V) float32 and "image" (N, C, *axes); `train_rows` and `held_rows` are int64.
-    `keys` tell this reading of the data from another one (see `rows`); `watched` are the files that are mapped.
+    `keys` tell this reading of the data from another one (see `rows`); `watched` are the files that are mapped; `derived` makes further
+    conditions of a batch's samples.
     """
 
     card: Card
@@ -69,6 +71,7 @@ class Dataset:
     flip: bool = False
     keys: Keys | None = None
     watched: tuple[Watched, ...] = ()
+    derived: Derived | None = None
     names: Named | None = None  # the file of each row, where samples in memory came from files
 
     def __len__(self) -> int:
@@ -121,4 +124,6 @@ class Dataset:
             raw[mirrored] = raw[mirrored][..., ::-1]
             if "image" in cond:
                 cond["image"][mirrored] = cond["image"][mirrored][..., ::-1]
+        if self.derived is not None:
+            cond |= self.derived(raw, generator)
         return raw, cond

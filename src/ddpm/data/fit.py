@@ -65,6 +65,19 @@ def _resize(pixels: NDArray[Any], size: tuple[int, int], box: Box) -> NDArray[An
     return whole if pixels.ndim == 3 else whole[..., 0]
 
 
+def shrunk(samples: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """Samples (B, C, *axes) -> (B, C, *size) of the same type, axes being whole multiples of size: pictures as `fit` resizes them,
+    everything else by the mean over each block.
+    """
+    if samples.dtype.kind == "u" and len(size) == 2 and samples.shape[1] in (1, 3):
+        flat = [np.moveaxis(picture, 0, -1) if len(picture) == 3 else picture[0] for picture in samples]
+        small = [_resize(picture, (size[0], size[1]), (0, 0, picture.shape[1], picture.shape[0])) for picture in flat]
+        return np.stack([np.moveaxis(picture, -1, 0) if picture.ndim == 3 else picture[None] for picture in small])
+    split = [part for long, short in zip(samples.shape[2:], size, strict=True) for part in (short, long // short)]
+    mean = samples.reshape(*samples.shape[:2], *split).mean(axis=tuple(range(3, 3 + 2 * len(size), 2)), dtype=np.float64)
+    return (np.rint(mean) if samples.dtype.kind in "iu" else mean).astype(samples.dtype)
+
+
 def _to_channels(pixels: NDArray[Any], channels: Channels) -> NDArray[Any]:
     if channels == "rgb" and pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=-1)

@@ -28,6 +28,11 @@ from ddpm.denoiser.parameterization import (
 from ddpm.denoiser.student import Student
 
 if TYPE_CHECKING:
+    from ddpm.denoiser.cascade import Base as Base
+    from ddpm.denoiser.cascade import enlarged as enlarged
+    from ddpm.denoiser.cascade import factors as factors
+    from ddpm.denoiser.cascade import told as told
+    from ddpm.denoiser.denoiser import UNASKED as UNASKED
     from ddpm.denoiser.denoiser import BoundModel as BoundModel
     from ddpm.denoiser.denoiser import Cond as Cond
     from ddpm.denoiser.denoiser import Denoiser as Denoiser
@@ -40,8 +45,11 @@ if TYPE_CHECKING:
     from ddpm.denoiser.exact import gaussian as gaussian
     from ddpm.denoiser.twice import Twice as Twice
 
-_MODULES = {  # these are torch modules, imported when first asked for
-    **dict.fromkeys(("BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser", "Residuals", "asked"), "ddpm.denoiser.denoiser"),
+_MODULES = {  # these need torch, and are imported when first asked for
+    **dict.fromkeys(("Base", "enlarged", "factors", "told"), "ddpm.denoiser.cascade"),
+    **dict.fromkeys(
+        ("UNASKED", "BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser", "Residuals", "asked"), "ddpm.denoiser.denoiser"
+    ),
     **dict.fromkeys(("Mixture", "finite", "gaussian"), "ddpm.denoiser.exact"),
     "Twice": "ddpm.denoiser.twice",
 }
@@ -49,7 +57,9 @@ _MODULES = {  # these are torch modules, imported when first asked for
 __all__ = [
     "CLOCKS",
     "PARAMETERIZATIONS",
+    "UNASKED",
     "X0",
+    "Base",
     "BoundModel",
     "Card",
     "Clock",
@@ -75,10 +85,13 @@ __all__ = [
     "V",
     "asked",
     "default_clock",
+    "enlarged",
+    "factors",
     "finite",
     "gaussian",
     "legal",
     "reaches_zero",
+    "told",
 ]
 
 

@@ -9,17 +9,19 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ddpm.denoiser.cascade import Base
 from ddpm.denoiser.clock import Clock
 from ddpm.denoiser.codec import Codec
-from ddpm.denoiser.latents import LatentCodec, frozen
+from ddpm.denoiser.latents import LatentCodec
 from ddpm.denoiser.parameterization import Parameterization, Prediction, V, legal
+from ddpm.denoiser.serving import frozen
 from ddpm.denoiser.student import Student
 from ddpm.errors import ConfigError
 from ddpm.networks.autoencoder import Autoencoder
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
-UNASKED = frozenset({"x0", "augment", "guidance"})  # conditions supplied in training and by `sample`, not by whoever asks for a sample
+UNASKED = frozenset({"x0", "augment", "guidance", "low", "low_noise"})  # supplied in training and by `sample`, not by whoever asks
 
 
 def asked(cond: Cond) -> bool:
@@ -70,6 +72,7 @@ class Denoiser(nn.Module, ABC):
     shape: tuple[int, ...]  # D
     classes: int = 0  # of the condition "class"; 0: none, or not known
     codec: Codec | None = None  # None: the data are diffused as they are
+    base: Base | None = None  # what draws the smaller samples it enlarges, where it does
 
     @abstractmethod
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
@@ -83,7 +86,7 @@ class Denoiser(nn.Module, ABC):
         """Be of the same data, process and meaning as another: for those that wrap one."""
         self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range
         self.shape, self.codec, self.classes, self.self_condition = other.shape, other.codec, other.classes, other.self_condition
-        self.meaning, self.times = other.meaning, other.times
+        self.meaning, self.times, self.base = other.meaning, other.times, other.base
 
     def null(self, cond: Cond) -> Cond:
         """The condition that says nothing: the same mapping with `null` set for every sample."""
@@ -134,7 +137,8 @@ class NetworkDenoiser(Denoiser):
     all are hidden. classes: how many ids the condition "class" may have. self_condition: the network takes cond["x0"], which is then always
     there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
-    diffuses, and the codec of the data that takes; `codec` is then that of the latents.
+    diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
+    cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first.
 
     Reference: self_condition: Chen, Zhang, Hinton, 2022, arXiv:2208.04202, section 3.2; augmented: Karras et al., 2022, arXiv:2206.00364,
     appendix F.2.
@@ -157,6 +161,7 @@ class NetworkDenoiser(Denoiser):
         guided: bool = False,
         student: Student | None = None,
         through: tuple[Autoencoder, Codec] | None = None,
+        base: Base | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -164,6 +169,8 @@ class NetworkDenoiser(Denoiser):
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
         self.autoencoder = None if through is None else frozen(through[0])
+        self.base_denoiser = None if base is None else frozen(base.denoiser)
+        self.base = base
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
         if through is not None and self.autoencoder is not None:
             self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
@@ -187,7 +194,10 @@ class NetworkDenoiser(Denoiser):
             cond = {**(cond or {}), "augment": x.new_zeros(len(x), self.augmented)}
         if self.guided and not (cond and "guidance" in cond):
             cond = {**(cond or {}), "guidance": x.new_ones(len(x))}
-        own = next(iter(self.network.parameters()), x).dtype  # the process may run in float64, the network keeps its own precision
+        if self.base is not None and not (cond and "low" in cond):
+            raise ConfigError('cond["low"]: this model enlarges smaller samples and was given none; ddpm.sample draws them itself')
+        # the process may run in float64, the network keeps its own precision
+        own = next(iter((*self.network.parameters(), *self.network.buffers())), x).dtype
         output = self.network((c_in * x).to(own), c_noise.to(own), cond).to(x.dtype)
         variance = None
         if self.learned_variance:

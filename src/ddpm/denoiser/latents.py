@@ -72,12 +72,3 @@ class LatentCodec(Codec):
     def bin_width(self, x: torch.Tensor) -> None:
         """None: latents are continuous."""
         return
-
-
-def frozen(autoencoder: Autoencoder) -> Autoencoder:
-    """The autoencoder with buffers for parameters: part of a model's state, but nothing that is trained, averaged or counted."""
-    for module in autoencoder.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
-    return autoencoder.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ddpm.networks import fused
 
 Call = Callable[[Tensor], Tensor]
+Part = TypeVar("Part", bound=nn.Module)
 
 
 @runtime_checkable
@@ -44,6 +45,15 @@ class Packs(Protocol):
     def packed(self) -> Call:
         """x -> the layer's output, in bfloat16."""
         ...
+
+
+def frozen(part: Part) -> Part:
+    """The module with buffers for parameters: part of a model's state, but nothing that is trained, averaged or counted."""
+    for module in part.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return part.eval()
 
 
 @contextmanager

@@ -213,7 +213,8 @@ def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out:
         clock = Index(scale=loss.clock)
     return replace(
         usual, data=base.data, autoencoder=base.autoencoder, schedule=base.schedule, parameterization=base.parameterization,
-        clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks, loss=loss,
+        clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks,
+        cascade=base.cascade, loss=loss,
         init=loss.teacher, out=str(out), steps=config.updates, batch=config.batch or base.batch, seed=config.seed,
         checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate_every=config.checkpoint_every,
         preview=config.preview, optimizer=config.optimizer, ema=config.ema, device=config.device, precision=config.precision,

@@ -5,19 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Cond, Denoiser, Prediction, asked
+from ddpm.denoiser import Cond, Denoiser, NetworkDenoiser, Prediction, asked
 from ddpm.errors import ConfigError
-from ddpm.guidance.guided import Guided
+from ddpm.guidance.guided import Guided, interval_problems
 from ddpm.process import At
 
 
 class ClassifierFree(Guided):
     """eps = eps(null) + scale (eps(cond) - eps(null)), and likewise x0; both halves in one network call.
 
-    scale 1: the conditional model, 0: the unconditional; 1 + w of the paper. interval, rescale and what is refused: see `Guided`.
+    scale 1: the conditional model, 0: the unconditional; 1 + w of the paper. interval, rescale and what is refused: see `Guided`. What
+    draws the smaller samples of a cascade is guided likewise, where it knows conditions and its noise levels meet the interval.
 
     Reference: Ho, Salimans, 2022, arXiv:2207.12598, eq. 6.
     """
+
+    def __init__(self, denoiser: Denoiser, scale: float, *, interval: tuple[float, float] | None = None, rescale: float = 0.0) -> None:
+        super().__init__(denoiser, scale, interval=interval, rescale=rescale)
+        small = None if self.base is None else self.base.denoiser
+        able = isinstance(small, NetworkDenoiser) and small.conditions and small.meaning == "mean"
+        if self.base is not None and small is not None and able and not (interval and interval_problems(interval, small)):
+            self.base = self.base._replace(denoiser=ClassifierFree(small, scale, interval=interval, rescale=rescale))
 
     def plain(self) -> Denoiser:
         """The conditional model."""

@@ -27,7 +27,8 @@ class CondSpec:
     (B, image, *axes) float, and optionally `null` (B,) bool: where true, the sample is unconditional (the class and the vector
     are replaced by learned null embeddings, the image by zeros). Where `null` is given, the other keys may be left out.
     `x0` (B, C, *axes) and `augment` (B, augment) float may always be left out, which is the same as zeros, and `guidance` (B,) float, which
-    is the same as ones; `null` leaves them as they are: they do not say what is asked for.
+    is the same as ones; `null` leaves them as they are: they do not say what is asked for. Nor do `low` (B, C, *axes) and `low_noise` (B,),
+    a sample enlarged from fewer entries and the noise that was laid on it.
     """
 
     classes: int = setting(0, "classes; the class id is 0..classes-1", low=0, high=1_000_000)
@@ -36,10 +37,11 @@ class CondSpec:
     x0: bool = setting(False, "an earlier prediction of the data is laid beside the input")
     augment: int = setting(0, "entries of the vector that says how the sample was augmented", low=0, high=1000)
     guidance: bool = setting(False, "the scale of guidance whose result is imitated")
+    low: bool = setting(False, "a smaller sample, enlarged and with noise, is laid beside the input")
 
     def beside(self, channels: int) -> int:
         """Channels laid beside an input of so many."""
-        return self.image + channels * self.x0
+        return self.image + channels * (self.x0 + self.low)
 
     @property
     def keys(self) -> tuple[str, ...]:

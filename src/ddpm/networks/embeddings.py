@@ -15,6 +15,7 @@ from ddpm.networks.config import CondSpec
 
 Cond = Mapping[str, Tensor]
 GUIDED = 100.0  # readings of the sinusoidal embedding for each unit of the guidance scale
+NOISY = 1000.0  # and for each unit of the noise on an enlarged sample
 
 
 def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
@@ -37,10 +38,11 @@ class Embedding(nn.Module):
 
     Row `classes` of the class table, and `null_vector`, are learned and stand for "no condition". Where there is an augmentation a, W2 a is
     added to W0 sin(c_noise), without a bias, so that a = 0 says nothing; so are waves of a guidance scale, whose weights begin at zero:
-    a network without them becomes one with them and says the same. Returns (B, width).
+    a network without them becomes one with them and says the same. Waves of the noise on an enlarged sample are added likewise. Returns
+    (B, width).
 
     Reference: augmentation: Karras et al., 2022, arXiv:2206.00364, appendix F.2; guidance scale: Meng et al., 2022, arXiv:2210.03142,
-    section 3.1.
+    section 3.1; noise on an enlarged sample: Ho et al., 2022, arXiv:2106.15282, section 4.2.
     """
 
     def __init__(self, dim: int, width: int, cond: CondSpec) -> None:
@@ -58,6 +60,8 @@ class Embedding(nn.Module):
             self.augment = start(nn.Linear(cond.augment, width, bias=False), zero=False)
         if cond.guidance:
             self.guidance = start(nn.Linear(dim, width, bias=False), zero=True)
+        if cond.low:
+            self.low = start(nn.Linear(dim, width, bias=False), zero=False)
 
     def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
         """c_noise (B,), cond as CondSpec says; returns (B, width). Raises ConfigError for a missing or misshapen condition."""
@@ -74,6 +78,8 @@ class Embedding(nn.Module):
             hidden = hidden + self.augment(how.to(self.augment.weight.dtype))
         if self.spec.guidance and (scale := optional(cond, "guidance", (batch,))) is not None:
             hidden = hidden + self.guidance(self._strength(scale).to(self.guidance.weight.dtype))
+        if self.spec.low and (noise := optional(cond, "low_noise", (batch,))) is not None:
+            hidden = hidden + self.low(sinusoidal(NOISY * noise, self.dim).to(self.low.weight.dtype))
         total = self.time_out(F.silu(hidden))
         if self.spec.classes:
             total = total + self._class(named(cond, "class", (batch,)), null, batch)
@@ -118,12 +124,14 @@ def optional(cond: Cond, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def with_fields(x: Tensor, cond: Cond | None, spec: CondSpec) -> Tensor:
-    """x (B, C, *axes) with what is laid beside it: the condition image, then the earlier prediction of x0, zeros where there is none."""
+    """x (B, C, *axes) with what is laid beside it: the condition image, then the earlier prediction of x0, zeros where there is none, then
+    an enlarged sample, likewise.
+    """
     wide = with_image(x, cond, spec.image)
-    if not spec.x0:
-        return wide
-    before = optional(cond or {}, "x0", tuple(x.shape))
-    return torch.cat([wide, torch.zeros_like(x) if before is None else before.to(x.dtype)], dim=1)
+    for key in (key for key, wanted in (("x0", spec.x0), ("low", spec.low)) if wanted):
+        before = optional(cond or {}, key, tuple(x.shape))
+        wide = torch.cat([wide, torch.zeros_like(x) if before is None else before.to(x.dtype)], dim=1)
+    return wide
 
 
 def with_image(x: Tensor, cond: Cond | None, channels: int) -> Tensor:

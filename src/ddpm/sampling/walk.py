@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Cond, Denoiser, Model, Prediction
+from ddpm.denoiser import Base, Cond, Denoiser, Model, Prediction, enlarged, told
 from ddpm.denoiser.serving import serving
 from ddpm.errors import ConfigError
 from ddpm.process import At, Grid
@@ -19,7 +19,9 @@ from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.clip import QUANTILE, Clip, clipped
 from ddpm.sampling.presets import name_of
 from ddpm.sampling.sampler import Plan, Sampler
-from ddpm.sampling.usual import way
+from ddpm.sampling.usual import usual_steps, way
+
+BLOCK = 2**56  # numbers between a sample's own noise and that of the smaller sample it enlarges
 
 
 class Frame(NamedTuple):
@@ -105,6 +107,9 @@ def trajectory(
         raise ConfigError("sampler Adaptive: each sample takes its own steps, so there are no frames; use ddpm.sample() or another sampler")
     indices = range(first, first + n) if indices is None else indices
     check_request(denoiser, n, cond, len(indices), start)
+    if denoiser.base is not None and not (cond and "low" in cond):
+        walk = partial(trajectory, n=n, seed=seed, clip=clip, clip_quantile=clip_quantile, dtype=dtype, autocast=autocast)
+        cond = {**(cond or {}), **_lower(denoiser, denoiser.base, walk, sampler, steps, seed, indices, cond)}
     plan = _checked_plan(denoiser, sampler, steps, grid, cond)
     device = device_of(denoiser)
     opening = At(*(level[0] for level in plan.instants))
@@ -127,6 +132,31 @@ def trajectory(
         if denoiser.self_condition:
             models = bound({**(cond or {}), "x0": prediction.x0.detach()})
         yield Frame(k + 1, row.next, x, prediction)
+
+
+def _lower(
+    denoiser: Denoiser,
+    base: Base,
+    walk: Callable[..., Iterator[Frame]],
+    sampler: Sampler,
+    steps: int,
+    seed: int,
+    indices: Sequence[int],
+    cond: Cond,
+) -> dict[str, Tensor]:
+    """What a cascade's last model is told: a smaller sample under the same condition, drawn by as many steps of the same sampler (of a
+    distilled model by what it was made for), enlarged, with the noise that is laid on it.
+    """
+    small, codec, device = base.denoiser, denoiser.codec, device_of(denoiser)
+    known = {key: value for key, value in (cond or {}).items() if key not in ("x0", "augment", "guidance")} or None
+    alike = small.meaning == denoiser.meaning == "mean"
+    own: dict[str, Any] = {"sampler": sampler, "steps": usual_steps(small, steps)} if alike else {}
+    *_, last = walk(small, indices=[index + BLOCK for index in indices], cond=known, **own)
+    drawn = last.x if small.codec is None else small.codec.decode(last.x)
+    low = enlarged(drawn, getattr(denoiser, "data_shape", denoiser.shape))
+    low = low.to(last.x) if codec is None else codec.encode(low).to(last.x)
+    deviation = torch.full((len(low),), base.drawn, dtype=torch.float32, device=device)
+    return told(low.to(device), deviation, normals(seed, indices, tuple(low.shape[1:]), "low").to(device))
 
 
 def _noise(draws: int, seed: int, indices: Sequence[int], shape: tuple[int, ...], step: int, dtype: torch.dtype) -> Tensor | None:
@@ -158,14 +188,17 @@ def sample(
 ) -> Tensor:
     """n samples (n, *D), in the data's own units and dtype (`decode`), drawn `batch` at a time; other arguments as `trajectory`.
 
-    sampler may be `Adaptive`, which chooses its own instants from t = 1: steps is not read then, and progress not called. progress is
-    called with (steps done, steps in all). Raises ConfigError as `trajectory`, and where a condition does not have n rows.
+    A cascade draws the smaller samples first (`_lower`). sampler may be `Adaptive`, which chooses its own instants from t = 1: steps is not
+    read then, and progress not called. progress is called with (steps done, steps in all), of a cascade's last stage. Raises ConfigError
+    as `trajectory`, and where a condition does not have n rows.
     """
     check_request(denoiser, n, cond, n, start)
     if batch < 1:
         raise ConfigError(f"batch: got {batch}, must be at least 1")
     if isinstance(sampler, Adaptive) and grid is not None:
         raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
+    if isinstance(sampler, Adaptive) and denoiser.base is not None:
+        raise ConfigError("sampler Adaptive: this model enlarges smaller samples, which are drawn in steps; use another sampler")
     walk = partial(
         trajectory, denoiser, steps=steps, sampler=sampler, grid=grid, seed=seed, clip=clip, dtype=dtype, autocast=autocast,
         compiled=compiled,

@@ -11,6 +11,7 @@ from torch import nn
 
 from ddpm.config import from_dict, to_dict
 from ddpm.denoiser import (
+    Base,
     Card,
     Clock,
     Codec,
@@ -32,7 +33,7 @@ from ddpm.training.augment import ENTRIES
 from ddpm.training.config import FAMILIES, TrainConfig
 
 NetworkConfig = UNetConfig | MLPConfig
-TRICKS = ("x0", "augment", "guidance")  # of CondSpec: what a sample is not asked for under
+TRICKS = ("x0", "augment", "guidance", "low")  # of CondSpec: what a sample is not asked for under
 
 
 def default_network(shape: tuple[int, ...]) -> NetworkConfig:
@@ -47,7 +48,10 @@ def default_network(shape: tuple[int, ...]) -> NetworkConfig:
 
 def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
     """What the network is conditioned on, given the data and whether labels are wanted."""
-    tricks = {"x0": config.tricks.self_condition, "augment": ENTRIES if config.tricks.augment else 0, "guidance": config.loss.guided}
+    tricks: dict[str, Any] = {
+        "x0": config.tricks.self_condition, "augment": ENTRIES if config.tricks.augment else 0, "guidance": config.loss.guided,
+        "low": config.cascade.base is not None,
+    }  # fmt: skip
     if not config.conditional:
         return CondSpec(image=card.image_channels, **tricks)
     return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels, **tricks)
@@ -72,10 +76,14 @@ def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConf
 
 
 def build_denoiser(
-    config: TrainConfig, card: Card, network: nn.Module | None = None, through: tuple[Autoencoder, Codec] | None = None
+    config: TrainConfig,
+    card: Card,
+    network: nn.Module | None = None,
+    through: tuple[Autoencoder, Codec] | None = None,
+    base: Base | None = None,
 ) -> NetworkDenoiser:
     """A fresh denoiser for `measured` settings; the network's weights follow from the seed. network: a person's own module instead.
-    through: the autoencoder whose latents the card describes, and the codec of its data.
+    through: the autoencoder whose latents the card describes, and the codec of its data. base: what draws the samples it enlarges.
     """
     assert config.clock is not None  # `measured` chose it
     spec = cond_spec(card, config)
@@ -99,6 +107,7 @@ def build_denoiser(
         guided=spec.guidance,
         student=config.loss.student(process),
         through=through,
+        base=base,
     )
 
 
@@ -109,9 +118,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "parameterization": to_dict(denoiser.parameterization, named=True),
         "clock": to_dict(denoiser.clock, named=True),
         "network": to_dict(config.network, named=True) if config.network is not None and own is None else {"own": own},
-        "cond": {
-            key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in ("x0", "augment", "guidance")
-        },
+        "cond": {key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in TRICKS},
         "cond_dropout": config.cond_dropout,
         "learned_variance": denoiser.learned_variance,
         **_encoded(denoiser.codec),
@@ -120,6 +127,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
+        **_below(denoiser.base),
     }
 
 
@@ -132,10 +140,20 @@ def _encoded(codec: Codec) -> dict[str, Any]:
     return {"codec": to_dict(codec.latent), "autoencoder": about}
 
 
+def _below(base: Base | None) -> dict[str, Any]:
+    """The entry of config.json that says what a stage of a cascade enlarges."""
+    return {} if base is None else {"base": {"denoiser": dict(base.about), "noise": base.noise, "drawn": base.drawn}}
+
+
 def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]:
     """The autoencoder that config.json describes, with fresh weights, and the codec of its data."""
     network = from_dict(AutoencoderConfig, about["network"], where="config.json")
     return network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
+
+
+def _described_base(about: Mapping[str, Any]) -> Base:
+    """The stage below that config.json describes, with fresh weights."""
+    return Base(rebuild(about["denoiser"]), about["denoiser"], float(about["noise"]), float(about["drawn"]))
 
 
 def saved_residuals(document: Mapping[str, Any]) -> Residuals | None:
@@ -190,6 +208,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             guided=spec.guidance,
             student=from_dict(Student, document["student"], where="config.json") if document.get("student") else None,
             through=described_autoencoder(document["autoencoder"]) if document.get("autoencoder") else None,
+            base=_described_base(document["base"]) if document.get("base") else None,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

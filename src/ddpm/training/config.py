@@ -71,6 +71,21 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CascadeSettings:
+    """A stage of a cascade: the run that draws smaller samples, which this one enlarges; the two are sampled as one model.
+
+    Reference: Ho et al., 2022, arXiv:2106.15282.
+    """
+
+    base: str | None = setting(None, "run folder of a model of the same data at a smaller size, whose samples are enlarged")
+    base_noise: float = setting(0.4, "most noise laid on an enlarged sample in training, in the space diffused in", low=0.0, high=10.0)
+    base_drawn: float = setting(0.1, "noise laid on it when samples are drawn", low=0.0, high=10.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a training run is asked for; what is left out has a default, or is found from the data."""
 
@@ -119,6 +134,7 @@ class TrainConfig:
     )
 
     tricks: Tricks = setting(Tricks(), "", flat=True, group="tricks")
+    cascade: CascadeSettings = setting(CascadeSettings(), "", flat=True, group="cascade")
 
     optimizer: OptimizerSettings = setting(OptimizerSettings(), "", flat=True, group="optimizer")
     ema: float | tuple[float, ...] = setting(
@@ -172,6 +188,8 @@ class TrainConfig:
             problems.append(f"sharded_save: got parallel = {self.parallel!r}, where each process holds all; use it with parallel = 'fsdp'")
         if self.compile != "none" and self.parallel == "fsdp":
             problems.append("compile: with parallel = 'fsdp' the network is gathered part by part as it runs; use ddp, or compile none")
+        if self.cascade.base is not None and (self.autoencoder is not None or self.tricks.augment):
+            problems.append("base: not with an autoencoder or augment; a stage enlarges samples as they are")
         names = [f"{width:.3f}" for width in self.ema] if isinstance(self.ema, tuple) else [""]
         if len({*names}) < max(1, len(names)):
             problems.append(f"ema: {', '.join(names) or 'empty'}; give one width or several that differ in the first three decimals")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data.dataset import Dataset, Rows
-from ddpm.denoiser import Codec
+from ddpm.denoiser import UNASKED, Codec
 from ddpm.objective import Draws
 from ddpm.random import generator
 from ddpm.training.augment import draw, warp
@@ -47,8 +47,8 @@ def rows_of(dataset: Dataset, seed: int, first: int, count: int) -> Rows:
 
 
 def conditions(cond: dict[str, np.ndarray], keys: frozenset[str], device: torch.device) -> dict[str, Tensor]:
-    """The conditions the model knows, as tensors."""
-    return {key: torch.from_numpy(value).to(device) for key, value in cond.items() if key in keys}
+    """The conditions the model can be asked for under, and what it is told besides, as tensors."""
+    return {key: torch.from_numpy(value).to(device) for key, value in cond.items() if key in keys or key in UNASKED}
 
 
 def encoded(codec: Codec, raw: np.ndarray, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from ddpm.data.dataset import Dataset, Rows
 from ddpm.denoiser import LatentCodec, NetworkDenoiser
 from ddpm.errors import ConfigError, DiskError
 from ddpm.training.autoencoder import Through
+from ddpm.training.cascade import with_low
 from ddpm.training.checkpoints import storage
 from ddpm.training.state import digest_of
 
@@ -57,9 +58,9 @@ class Latents:
 
 
 def diffused(dataset: Dataset, denoiser: NetworkDenoiser) -> Dataset:
-    """The data as a model diffuses them: in latents, where it has an autoencoder."""
+    """The data as a model diffuses them: in latents, where it has an autoencoder; with smaller samples beside, where it enlarges."""
     codec = denoiser.codec
-    return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else dataset
+    return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else with_low(dataset, denoiser)
 
 
 def in_latents(dataset: Dataset, through: Through, say: Callable[[str], None] = lambda _: None, *, cache: Path | None = None) -> Dataset:

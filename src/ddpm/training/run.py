@@ -25,6 +25,7 @@ from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured
+from ddpm.training.cascade import check_base, load_base, with_low
 from ddpm.training.checkpoints import checkpoint
 from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.config import TrainConfig
@@ -189,7 +190,10 @@ def _trainer(
         through = load_autoencoder(config.autoencoder)
         dataset = _main_first(world, partial(in_latents, dataset, through, say))
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
-    denoiser = build_denoiser(config, dataset.card, network, through)
+    if (base := load_base(config.cascade)) is not None:
+        check_base(base, dataset.card)
+    denoiser = build_denoiser(config, dataset.card, network, through, base)
+    dataset = with_low(dataset, denoiser)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))
     world.device = machine.device
     check_compiler(config.compile, machine.device)

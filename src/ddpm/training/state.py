@@ -56,6 +56,7 @@ FREE = {
     "init",
     "data.data",  # data may move: their fingerprint is compared
     "autoencoder",  # likewise: its weights are in the latents' fingerprint
+    "cascade.base",  # likewise: its weights are in the checkpoint
     "data.labels",
     "data.max_pixels",
     "data.on_bad_image",
