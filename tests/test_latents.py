@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from ddpm.denoiser.serving import serving
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks import AutoencoderConfig, UNetConfig
 from ddpm.random import generator
-from ddpm.training import train
+from ddpm.training import latents, train
 from ddpm.training.autoencoder import Through, load_autoencoder, train_autoencoder
 from ddpm.training.config import AutoencodeConfig, TrainConfig
+from ddpm.training.distributed.world import World
 from ddpm.training.latents import Latents, encode, in_latents
 from small_runs import digests, settings
 
@@ -84,6 +87,53 @@ def test_what_is_cached_is_what_is_encoded(home: Path, tmp_path: Path) -> None:
     assert again.card == latent.card and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert in_latents(latent, through) is latent
     assert not np.array_equal(in_latents(data(home), through, cache=tmp_path).card.fingerprint, latent.card.fingerprint)
+
+
+def test_encoding_goes_on_where_it_was_stopped(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In files of a few rows, of which those that are whole are not made again; the same latents as in one file, in any order of rows."""
+    whole = in_latents(data(home, flip=True), opened(home), cache=tmp_path / "whole")
+    monkeypatch.setattr(latents, "SHARD", 50)
+    calls: list[int] = []
+
+    def failing(through: Through, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(len(raw))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return encode(through, raw)
+
+    monkeypatch.setattr(latents, "encode", failing)
+    with pytest.raises(KeyboardInterrupt):
+        in_latents(data(home, flip=True), opened(home), cache=tmp_path / "parts")
+    (folder,) = (tmp_path / "parts" / "latents").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["000000-mirrored.npy", "000000.npy"]
+    parts = in_latents(data(home, flip=True), opened(home), cache=tmp_path / "parts")
+    assert sum(calls[6:]) == 2 * 70 and parts.card == whole.card
+    for rows in (np.array([119, 3, 50, 49, 3]), np.arange(120)):
+        assert np.array_equal(parts.batch(rows)[0], whole.batch(rows)[0])
+        assert np.array_equal(parts.batch(rows, generator(0, "augment"))[0], whole.batch(rows, generator(0, "augment"))[0])
+
+
+def test_many_processes_encode_a_share_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each its own shards, then those that the others have put elsewhere."""
+    monkeypatch.setattr(latents, "SHARD", 30)
+
+    class Half(World):
+        """Rank 1 of 2, whose companion never comes by."""
+
+        def everywhere(self, action: Callable[[], Any]) -> Any:
+            done = action()
+            seen.append(sorted(path.name for path in tmp_path.rglob("0*.npy")))
+            return done
+
+        def on_main(self, action: Callable[[], Any]) -> Any:
+            return action()
+
+    seen: list[list[str]] = []
+    half = Half()
+    half.rank, half.size = 1, 2
+    latent = in_latents(data(home), opened(home), cache=tmp_path, world=half)
+    assert seen == [["000001.npy"], ["000001.npy", "000003.npy"], [f"{number:06d}.npy" for number in range(4)]]
+    assert latent.card == in_latents(data(home), opened(home), cache=tmp_path).card
 
 
 def test_a_batch_is_drawn_from_the_posterior(home: Path, tmp_path: Path) -> None:

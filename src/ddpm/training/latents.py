@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,34 @@ from ddpm.errors import ConfigError, DiskError
 from ddpm.training.autoencoder import Through
 from ddpm.training.cascade import with_low
 from ddpm.training.checkpoints import storage
+from ddpm.training.distributed.world import World
 from ddpm.training.state import digest_of
 
 BATCH = 32
-VERSION = 1  # of what the cache holds
+SHARD = 1024  # rows of a file
+MIRRORED = "-mirrored"
+VERSION = 2  # of what the cache holds
 SAID = 10.0  # seconds between lines of progress
+
+
+class Shards:
+    """One of the two things that is kept of every row, (N, *latent_shape), in files of `SHARD` rows that are mapped."""
+
+    def __init__(self, files: Sequence[Path], which: int) -> None:
+        self.parts = [np.load(file, mmap_mode="r")[which] for file in files]
+        self.shape: tuple[int, ...] = (sum(len(part) for part in self.parts), *self.parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        wanted = np.arange(len(self))[rows]
+        flat, size = np.atleast_1d(wanted), len(self.parts[0])
+        out = np.empty((len(flat), *self.shape[1:]), np.float32)
+        for shard in np.unique(flat // size):
+            here = flat // size == shard
+            out[here] = self.parts[shard][flat[here] - shard * size]
+        return out if wanted.ndim else out[0]
 
 
 class Latents:
@@ -36,16 +60,16 @@ class Latents:
     """
 
     def __init__(self, path: Path) -> None:
-        self.kinds = [tuple(np.load(path / f"{name}{end}.npy", mmap_mode="r") for name in ("mean", "std")) for end in ("", "-mirrored")
-                      if (path / f"mean{end}.npy").is_file()]  # fmt: skip
-        self.shape: tuple[int, ...] = self.kinds[0][0].shape
+        groups = [sorted(path.glob(pattern)) for pattern in (f"{'[0-9]' * 6}.npy", f"{'[0-9]' * 6}{MIRRORED}.npy")]
+        self.kinds = [(Shards(files, 0), Shards(files, 1)) for files in groups if files]  # (mean, std)
+        self.shape = self.kinds[0][0].shape
         self.dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        return np.array(self.kinds[0][0][rows])
+        return self.kinds[0][0][rows]
 
     def crops(self, rows: Rows, generator: np.random.Generator) -> NDArray[np.float32]:
         """z ~ q(z | x) of the rows (B,), (B, *latent_shape): a pure function of them and of the generator's state."""
@@ -63,8 +87,16 @@ def diffused(dataset: Dataset, denoiser: NetworkDenoiser) -> Dataset:
     return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else with_low(dataset, denoiser)
 
 
-def in_latents(dataset: Dataset, through: Through, say: Callable[[str], None] = lambda _: None, *, cache: Path | None = None) -> Dataset:
-    """The data set with latents for samples, all else as it was; encoded now unless the cache has them.
+def in_latents(
+    dataset: Dataset,
+    through: Through,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    cache: Path | None = None,
+    world: World | None = None,
+) -> Dataset:
+    """The data set with latents for samples, all else as it was; encoded now unless the cache has them, by every process of the world its
+    share. What was stopped goes on where it was.
 
     Keyed by the data's fingerprint, by the weights and settings of the autoencoder, and by whether mirror images are wanted. The card's
     mean and deviation are those of the latents of the training rows, per channel, so that what is diffused has mean 0 and deviation 1.
@@ -95,13 +127,7 @@ def in_latents(dataset: Dataset, through: Through, say: Callable[[str], None] = 
     }  # fmt: skip
     key = digest_of({}, json.dumps(about, sort_keys=True))
     path = (cache or folder()) / "latents" / key
-    if not (path / "about.json").is_file():
-        try:
-            _write(dataset, through, path, about, say)
-        except OSError as error:
-            raise DiskError(
-                f"latents of {card.name}: {path} cannot be written ({error.strerror}); DDPM_CACHE names another folder"
-            ) from error
+    _fill(dataset, through, path, about, say, world or World())
     store = Latents(path)
     mean, std, low, high = _statistics(store, dataset.train_rows)
     latent = replace(
@@ -111,28 +137,48 @@ def in_latents(dataset: Dataset, through: Through, say: Callable[[str], None] = 
     return replace(dataset, card=latent, samples=store, flip=False)
 
 
-def _write(dataset: Dataset, through: Through, path: Path, about: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Encode all rows into a folder that takes its name when it is whole."""
-    staged, shape = storage.aside(path), (len(dataset), *through.autoencoder.latent_shape)
-    staged.mkdir(parents=True)
-    said = time.monotonic()
-    try:
-        for end in ("", "-mirrored") if dataset.flip else ("",):
-            files = [np.lib.format.open_memmap(staged / f"{name}{end}.npy", "w+", np.float32, shape) for name in ("mean", "std")]
-            for first in range(0, len(dataset), BATCH):
-                raw, _ = dataset.batch(np.arange(first, min(first + BATCH, len(dataset))))
-                for file, values in zip(files, encode(through, raw[..., ::-1].copy() if end else raw), strict=True):
-                    file[first : first + BATCH] = values
-                if time.monotonic() - said > SAID:
-                    said = time.monotonic()
-                    say(f"encoding {dataset.card.name}{' mirrored' if end else ''}: {first + len(raw):,} of {len(dataset):,}")
-            for file in files:
-                file.flush()
-        (staged / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        if not path.exists():  # else another process was quicker, with the same numbers
-            staged.rename(path)
-    finally:
-        if staged.exists():
+def _fill(dataset: Dataset, through: Through, path: Path, about: dict[str, Any], say: Callable[[str], None], world: World) -> None:
+    """Encode the shards that are missing; about.json says that none is. No process waits for another longer than for one shard."""
+    if world.on_main((path / "about.json").is_file) and (path / "about.json").is_file():
+        return
+    shards, said = range(-(-len(dataset) // SHARD)), [time.monotonic()]
+
+    def share(numbers: Iterable[int]) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                _shard(dataset, through, path, number)
+                if time.monotonic() - said[0] > SAID:
+                    said[0] = time.monotonic()
+                    say(f"encoding {dataset.card.name}: {min((number + 1) * SHARD, len(dataset)):,} of {len(dataset):,}")
+        except OSError as error:
+            raise DiskError(
+                f"latents of {dataset.card.name}: {path} cannot be written ({error.strerror}); DDPM_CACHE names another folder"
+            ) from error
+
+    for first in shards[:: world.size]:
+        world.everywhere(partial(share, shards[first + world.rank : first + world.rank + 1]))
+    world.everywhere(partial(share, shards))  # what another machine has written to a folder of its own
+    storage.write_text(path / "about.json", json.dumps(about, indent=1))
+
+
+def _shard(dataset: Dataset, through: Through, path: Path, number: int) -> None:
+    """Encode rows number SHARD and on into a file that takes its name when it is whole; nothing to do where it is there."""
+    rows = np.arange(number * SHARD, min((number + 1) * SHARD, len(dataset)))
+    for end in ("", MIRRORED) if dataset.flip else ("",):
+        file = path / f"{number:06d}{end}.npy"
+        if file.is_file():
+            continue
+        out = np.empty((2, len(rows), *through.autoencoder.latent_shape), np.float32)
+        for first in range(0, len(rows), BATCH):
+            raw, _ = dataset.batch(rows[first : first + BATCH])
+            out[:, first : first + len(raw)] = encode(through, raw[..., ::-1].copy() if end else raw)
+        staged = storage.aside(file)
+        try:
+            with staged.open("wb") as handle:
+                np.save(handle, out)
+            staged.replace(file)  # another process has the same numbers
+        finally:
             storage.remove(staged)
 
 
@@ -148,7 +194,7 @@ def encode(through: Through, raw: NDArray[Any]) -> tuple[NDArray[np.float32], ND
 def _statistics(store: Latents, rows: Rows) -> tuple[tuple[float, ...], ...]:
     """(mean, std, low, high) of z ~ q over the rows, per channel: E z = E mean, Var z = Var mean + E std^2."""
     mean, std = store.kinds[0]
-    axes = tuple(range(2, mean.ndim))
+    axes = tuple(range(2, len(mean.shape)))
     total, square, low, high = np.zeros(mean.shape[1]), np.zeros(mean.shape[1]), np.inf, -np.inf
     for first in range(0, len(rows), 1024):
         some = np.sort(rows[first : first + 1024])

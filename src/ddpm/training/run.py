@@ -188,7 +188,8 @@ def _trainer(
     through = None
     if config.autoencoder is not None:
         through = load_autoencoder(config.autoencoder)
-        dataset = _main_first(world, partial(in_latents, dataset, through, say))
+        through.autoencoder.to(device_of(config.device))  # data are encoded where there is an accelerator
+        dataset = in_latents(dataset, through, say, world=world)
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
     if (base := load_base(config.cascade)) is not None:
         check_base(base, dataset.card)
