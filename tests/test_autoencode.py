@@ -49,11 +49,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{group}/{name}": tensor for group in saved.tensor_names for name, tensor in saved.tensors(group).items()}
 
 
-@pytest.mark.parametrize("codes", [0, 5])
-def test_a_stopped_and_resumed_training_has_the_same_bits(codes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("codes", "critic"), [(0, 0.0), (5, 0.0), (0, 0.5)], ids=["continuous", "codebook", "critic"])
+def test_a_stopped_and_resumed_training_has_the_same_bits(
+    codes: int, critic: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Averages, optimizer and all; Ctrl-C saves where it stands."""
-    network = replace(SMALL, codes=codes)
-    whole = train_autoencoder(asked(tmp_path / "whole", network=network), data=smooth(), quiet=True)
+    changes = {"network": replace(SMALL, codes=codes), "perceptual": critic, "adversarial": critic, "critic_from": 0.2}
+    whole = train_autoencoder(asked(tmp_path / "whole", **changes), data=smooth(), quiet=True)
     plain = module._Fit.advance
 
     def interrupting(fit: module._Fit) -> torch.Tensor:
@@ -62,15 +64,16 @@ def test_a_stopped_and_resumed_training_has_the_same_bits(codes: int, tmp_path: 
         return plain(fit)
 
     monkeypatch.setattr(module._Fit, "advance", interrupting)
-    half = train_autoencoder(asked(tmp_path / "half", network=network), data=smooth(), quiet=True)
+    half = train_autoencoder(asked(tmp_path / "half", **changes), data=smooth(), quiet=True)
     assert half.code == 130 and whole.code == 0
     monkeypatch.undo()
-    train_autoencoder(asked(tmp_path / "half", network=network, log_every=1), data=smooth(), quiet=True)
+    train_autoencoder(asked(tmp_path / "half", log_every=1, **changes), data=smooth(), quiet=True)
     first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "half")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     loaded = load_autoencoder(tmp_path / "half")
     assert all(torch.equal(a, b) for a, b in zip(loaded.autoencoder.parameters(), whole.autoencoder.parameters(), strict=True))
     assert loaded.codec == whole.codec
+    assert any(name.startswith("critic/") for name in first) == bool(critic)
 
 
 @pytest.mark.parametrize("codes", [0, 32])

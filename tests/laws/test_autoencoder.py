@@ -14,7 +14,9 @@ from ddpm.metrics import mean_psnr, psnr, ssim
 from ddpm.networks import AutoencoderConfig
 from ddpm.networks.autoencoder import Autoencoder, Posterior
 from ddpm.networks.blocks import reference
-from ddpm.objective import AutoencodingLoss
+from ddpm.networks.discriminator import PatchDiscriminator
+from ddpm.objective import AutoencodingLoss, Critic
+from ddpm.objective.adversarial import strength
 
 SMALL = AutoencoderConfig(channels=8, mults=(1, 2), latent=3)
 CODES = AutoencoderConfig(channels=8, mults=(1, 2), latent=3, codes=7)
@@ -165,3 +167,57 @@ def test_ssim_by_its_definition() -> None:
     assert ssim(x[:, 0, :, :], x[:, 0, :, :], 1.0).shape == (2,)
     with pytest.raises(DataError, match="SSIM compares"):
         ssim(x.flatten(1), x.flatten(1), 1.0)
+
+
+def test_a_patch_is_26_entries_long() -> None:
+    """A changed entry changes what is said of the patches that see it, and of no other."""
+    torch.manual_seed(0)
+    network, x = PatchDiscriminator((1, 96)).double(), drawn(1, 1, 96)
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, torch.nn.GroupNorm):
+                part.forward = lambda h: h  # type: ignore[method-assign]  # its mean and variance are the whole sample's
+        touched = torch.zeros(24, 96, dtype=torch.bool)
+        for entry in range(96):
+            moved = x.clone()
+            moved[0, 0, entry] += 1.0
+            touched[:, entry] = (network(moved)[0] != network(x)[0])[0, 0]
+    spans = [row.nonzero().flatten() for row in touched[8:16]]  # away from the ends
+    assert all(len(span) == 26 and int(span[-1] - span[0]) == 25 for span in spans)
+
+
+def test_the_critic_is_hinge_and_feature_distance() -> None:
+    """Its own loss, and what it adds to the autoencoder's, spelled out; neither sends a gradient where it does not belong."""
+    model, x, eps, loss = built(SMALL), drawn(4, 2, 8, 12), drawn(4, 3, 4, 6, seed=2), AutoencodingLoss(0.1).double()
+    torch.manual_seed(1)
+    critic = Critic((2, 8, 12), 0.7, 0.0).double()
+    losses, copy = loss.with_copy(model, x, eps)
+    assert_close(losses, loss(model, x, eps))
+    last = model.last
+    real, made = critic.network(x), critic.network(copy)
+    wanted = 0.5 * (torch.relu(1 - real[0]) + torch.relu(1 + made[0])).mean((1, 2, 3))
+    assert_close(critic.own(x, copy), wanted)
+    assert torch.autograd.grad(critic.own(x, copy).mean(), [last], allow_unused=True) == (None,)
+    apart = sum((a - b).abs().mean() for a, b in zip(real[1], made[1], strict=True))
+    assert_close(critic.terms(x, copy, losses.mean(), last), 0.7 * apart)
+
+
+def test_the_adversarial_term_is_as_strong_as_the_rest() -> None:
+    """At the decoder's last weight, times the weight that is asked for; and it makes the critic take copies for originals."""
+    model, x, eps, loss = built(SMALL), drawn(4, 2, 8, 12), drawn(4, 3, 4, 6, seed=2), AutoencodingLoss(0.1).double()
+    torch.manual_seed(1)
+    critic = Critic((2, 8, 12), 0.0, 0.5).double()
+    losses, copy = loss.with_copy(model, x, eps)
+    last, rest = model.last, losses.mean()
+    (added,) = torch.autograd.grad(critic.terms(x, copy, rest, last), [last], retain_graph=True)
+    (own,) = torch.autograd.grad(rest, [last], retain_graph=True)
+    (fooling,) = torch.autograd.grad(critic.network(copy)[0].mean(), [last])
+    assert_close(added.norm(), 0.5 * own.norm(), rtol=1e-2, atol=0.0)
+    assert_close(added / added.norm(), -fooling / fooling.norm())
+    line = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    assert_close(
+        strength((6 * line).sum(), (line * torch.tensor([0.0, 0.0, 2.0])).sum(), line),
+        torch.tensor(3.0 * 3**0.5).double(),
+        rtol=1e-3,
+        atol=0.0,
+    )

@@ -68,6 +68,13 @@ class Autoencoder(nn.Module):
         """Of one latent, channels first."""
         return (self.config.latent, *(size // self.config.factor for size in self.shape[1:]))
 
+    @property
+    def last(self) -> Tensor:
+        """The weight of the decoder's last convolution."""
+        weight = self.decoder[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def posterior(self, x: Tensor) -> Posterior:
         """q(z | x); with a codebook, whose latents are certain, std = 0."""
         if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0] or any(size % self.config.factor for size in x.shape[2:]):

@@ -10,6 +10,7 @@ from ddpm.objective.times import TIMES, LogitNormal, LogNormalSigma, Stratified,
 from ddpm.objective.weighting import P2, WEIGHTINGS, Bound, EDMWeighting, LevelWeighting, MinSNR, Sigmoid, Simple, Target, Weighting
 
 if TYPE_CHECKING:
+    from ddpm.objective.adversarial import Critic as Critic
     from ddpm.objective.autoencoding import AutoencodingLoss as AutoencodingLoss
     from ddpm.objective.bound import decoder_nll as decoder_nll
     from ddpm.objective.bound import gaussian_kl as gaussian_kl
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MODULES = {  # these are torch modules, imported when first asked for
     "AutoencodingLoss": "ddpm.objective.autoencoding",
+    "Critic": "ddpm.objective.adversarial",
     **dict.fromkeys(("decoder_nll", "gaussian_kl", "mean_flat", "prior_term", "step_term", "variational_bound"), "ddpm.objective.bound"),
     "noisy_cross_entropy": "ddpm.objective.classification",
     "LearnedScheduleLoss": "ddpm.objective.learned_schedule",

@@ -28,6 +28,10 @@ class AutoencodingLoss(nn.Module):
 
     def forward(self, model: Autoencoder, x: Tensor, eps: Tensor) -> Tensor:
         """x (B, C, *axes) as encoded, eps (B, latent, *axes / factor) unit normals -> loss (B,)."""
+        return self.with_copy(model, x, eps)[0]
+
+    def with_copy(self, model: Autoencoder, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the copies x' (B, C, *axes)."""
         posterior = model.posterior(x)
         if model.codebook is None:
             z, second = posterior.draw(eps), self.weight * posterior.kl() / x[0].numel()
@@ -35,5 +39,6 @@ class AutoencodingLoss(nn.Module):
             z, near = posterior.mean, model.rounded(posterior.mean)
             second = mean_flat((z.detach() - near) ** 2) + COMMITMENT * mean_flat((z - near.detach()) ** 2)
             z = z + (near - z).detach()
-        error = mean_flat((x - model.decoder(z)).abs())
-        return error * (-self.log_scale).exp() + self.log_scale + torch.log(error.new_tensor(2.0)) + second
+        copy = model.decoder(z)
+        error = mean_flat((x - copy).abs())
+        return error * (-self.log_scale).exp() + self.log_scale + torch.log(error.new_tensor(2.0)) + second, copy

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.config import to_dict
 from ddpm.data import open_data, require
@@ -18,7 +19,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Card, Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from ddpm.networks.autoencoder import Autoencoder
-from ddpm.objective import AutoencodingLoss
+from ddpm.objective import AutoencodingLoss, Critic
 from ddpm.random import generator, torch_seed
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.build import described_autoencoder
@@ -65,6 +66,10 @@ class _Fit:
         self.loss = AutoencodingLoss(config.kl).to(machine.device)
         self.optimizer = build_optimizer(config.optimizer, self.model, self.loss, machine.device)
         self.ema = PowerEMA(self.model, config.ema)
+        self.critic = None
+        if config.perceptual or config.adversarial:
+            self.critic = Critic(dataset.card.shape, config.perceptual, config.adversarial).to(machine.device)
+            self.critic_optimizer = build_optimizer(config.optimizer, self.critic, nn.Module(), machine.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Samples (B, C, *axes) as encoded, and unit normals for their latents: functions of (seed, step)."""
@@ -86,18 +91,31 @@ class _Fit:
     def advance(self) -> Tensor:
         """One optimizer step; its mean loss."""
         x, eps = self.batch(self.step)
-        settings = self.config.optimizer
-        with torch.autocast(self.machine.device.type, self.machine.autocast, enabled=self.machine.autocast is not None):
-            loss = self.loss(self.model, x, eps).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.loss.parameters()], settings.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr_at(self.step, self.config.steps) * group.get("lr_scale", 1.0)
-        self.optimizer.step()
+        critic = self.critic if self.step >= self.config.critic_from * self.config.steps else None
+        cast = partial(torch.autocast, self.machine.device.type, self.machine.autocast, enabled=self.machine.autocast is not None)
+        with cast():
+            losses, copy = self.loss.with_copy(self.model, x, eps)
+            loss = total = losses.mean()
+            if critic is not None:
+                total = total + critic.terms(x, copy, loss, self.model.last)
+        self._take(self.optimizer, total, [*self.model.parameters(), *self.loss.parameters()])
+        if critic is not None:
+            with cast():
+                own = critic.own(x, copy).mean()
+            self._take(self.critic_optimizer, own, list(critic.parameters()))
         self.step += 1
         self.ema.update(self.model, self.step)
         return loss.detach()
+
+    def _take(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        """A step of an optimizer down a loss."""
+        settings = self.config.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr_at(self.step, self.config.steps) * group.get("lr_scale", 1.0)
+        optimizer.step()
 
     def save(self, folder: Path) -> None:
         """Commit a checkpoint of this step; the two newest are kept."""
@@ -106,9 +124,19 @@ class _Fit:
             "model": dict(self.model.state_dict()), "loss": dict(self.loss.state_dict()), "optimizer": tensors,
             "ema": {**self.model.state_dict(), **self.ema.weights},
         }  # fmt: skip
+        critic: dict[str, Any] = {}
+        if self.critic is not None:
+            moments, critic = checkpoint.flatten(self.critic_optimizer.state_dict())
+            groups |= {"critic": dict(self.critic.state_dict()), "critic-optimizer": moments}
         card = self.dataset.card
         about = {"kind": KIND, "network": to_dict(self.config.network), "codec": to_dict(self.codec), "shape": list(card.shape)}
-        state = {"step": self.step, "config": to_dict(self.config), "optimizer": optimizer, "fingerprint": card.fingerprint}
+        state = {
+            "step": self.step,
+            "config": to_dict(self.config),
+            "optimizer": optimizer,
+            "fingerprint": card.fingerprint,
+            "critic": critic,
+        }
         checkpoint.save(folder, self.step, groups, {"config": about, "state": {**state, "versions": versions()}}, keep=2)
 
     def load(self, saved: Checkpoint) -> None:
@@ -119,12 +147,15 @@ class _Fit:
         checkpoint.load_into(self.model, saved.tensors("model"), "model")
         checkpoint.load_into(self.loss, saved.tensors("loss"), "loss")
         self.optimizer.load_state_dict(checkpoint.unflatten(saved.tensors("optimizer"), state["optimizer"]))
+        if self.critic is not None:
+            checkpoint.load_into(self.critic, saved.tensors("critic"), "critic")
+            self.critic_optimizer.load_state_dict(checkpoint.unflatten(saved.tensors("critic-optimizer"), state["critic"]))
         self.step = int(state["step"])
 
 
 def _same(saved: Checkpoint, config: AutoencodeConfig, card: Card) -> None:
     """ConfigError or DataError where a checkpoint is of other settings or other data than are asked for now."""
-    then, now = saved.document("state")["config"], to_dict(config)
+    then, now = {**to_dict(AutoencodeConfig()), **saved.document("state")["config"]}, to_dict(config)  # settings may be younger
     differ = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key] and key not in MAY_CHANGE | {"data"}]
     if differ:
         raise ConfigError("\n".join([f"{saved.path.parent} was begun with other settings (saved -> now); use another --out:", *differ]))

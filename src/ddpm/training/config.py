@@ -252,6 +252,11 @@ class AutoencodeConfig:
     kl: float = setting(
         0.01, "weight of what the latents carry, in nats; 1: the evidence bound; not read with a codebook", low=0.0, group="model"
     )
+    perceptual: float = setting(0.0, "weight of the distance of copies from originals in the features of a critic", low=0.0, group="critic")
+    adversarial: float = setting(
+        0.0, "weight of what the critic, which learns to tell them apart, says of copies; 1: as strong as the rest", low=0.0, group="critic"
+    )
+    critic_from: float = setting(0.3, "share of the steps after which the critic begins", low=0.0, high=1.0, group="critic")
     optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", warmup=50), "", flat=True, group="optimizer")
     ema: float = setting(0.05, "width of the weight average, as a share of the run so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
