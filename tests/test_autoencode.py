@@ -21,6 +21,7 @@ from ddpm.training import autoencoder as module
 from ddpm.training.autoencoder import load_autoencoder, train_autoencoder
 from ddpm.training.checkpoints import checkpoint
 from ddpm.training.config import AutoencodeConfig, OptimizerSettings
+from ddpm.training.machine import Machine
 from small_runs import pictures
 
 SMALL = AutoencoderConfig(channels=8, mults=(1, 2), latent=2)
@@ -87,9 +88,34 @@ def test_what_has_two_numbers_is_learned(codes: int, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     spread = np.asarray(data.samples[:]).astype(float).std(0).mean()
     assert report["psnr"] > 20 * np.log10(255 / spread) + 6  # half the error of the mean picture, at most
+    through = load_autoencoder(tmp_path / "run")
+    own = from_arrays(data.samples[:])
+    raw = own.batch(own.held_rows)[0]
+    with torch.no_grad():
+        copies = through.codec.decode(through.autoencoder.decode(through.autoencoder.posterior(through.codec.encode(raw)).mean)).numpy()
+    error = np.square(copies.astype(float) - raw).mean((1, 2, 3))
+    assert abs(report["psnr"] - (10 * np.log10(255**2 / error)).mean()) < 0.05
     assert report["rows"] == "held out" and report["latent_shape"] == [2, 4, 4] and report["smaller"] == 2.0
     assert report["frechet"] < 0.3 * data.card.std[0] ** 2 * 64 and len(report["latents"]["std"]) == 2
     assert ("codes_used" in report) == bool(codes) and (tmp_path / "run" / "copies.png").is_file()
+
+
+def test_a_codebook_begins_with_latents_of_the_data(tmp_path: Path) -> None:
+    """Every entry is one of the first batch's; and codes are chosen in full precision whatever the rest runs in."""
+    config = asked(tmp_path / "a", network=replace(SMALL, codes=5))
+    fit = module._Fit(config, smooth(), Machine(torch.device("cpu"), "fp32", "a test"))
+    fit.begin()
+    book = fit.model.codebook
+    assert book is not None
+    with torch.no_grad():
+        z = fit.model.posterior(fit.batch(0)[0]).mean.movedim(1, -1).flatten(0, -2)
+    assert torch.cdist(book.detach(), z).min(1).values.max() < 1e-6
+    far = 50.0 + 0.3 * torch.randn(64, book.shape[1], 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        book.copy_(far[:5, :, 0, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = fit.model.codes(far)
+    assert torch.equal(chosen, torch.cdist(far.movedim(1, -1).reshape(-1, book.shape[1]), book.detach()).argmin(1).view(64, 4, 4))
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddpm.cli import main
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
 from ddpm.data.fit import shrunk
-from ddpm.denoiser import enlarged
+from ddpm.denoiser import Eps, enlarged
 from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree
@@ -105,6 +106,25 @@ def test_it_resumes_to_the_same_bits_wherever_its_base_went(home: Path, tmp_path
     }
 
 
+def test_a_run_keeps_the_base_it_began_with(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the folder named now holds, which is said; resumed without one it is refused."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    train(asked(run, home / "r4", steps=2), data=data(8), quiet=True)
+    train(asked(other, seed=1, parameterization=Eps()), data=data(4), quiet=True)
+    capsys.readouterr()
+    train(asked(run, other, steps=4), data=data(8))
+    assert "the run keeps the base it has" in capsys.readouterr().err
+    kept, small = ddpm.load(run).base, ddpm.load(home / "r4")
+    assert kept is not None and kept.denoiser.parameterization == small.parameterization
+    assert all(torch.equal(kept.denoiser.state_dict()[name], tensor) for name, tensor in small.state_dict().items())
+    cond = {"class": torch.tensor([0, 1])}
+    assert torch.equal(ddpm.sample(kept.denoiser, 2, steps=3, cond=cond), ddpm.sample(small, 2, steps=3, cond=cond))
+    train(asked(run, home / "r4", steps=5), data=data(8))
+    assert "keeps the base" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="begun with --base"):
+        train(asked(run, steps=6), data=data(8), quiet=True)
+
+
 def test_three_stages_and_a_student(home: Path, tmp_path: Path) -> None:
     """A stage on a stage, and a stage distilled to one step, draw samples of the last shape."""
     rng = np.random.default_rng(2)
@@ -148,7 +168,7 @@ def test_commands(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     capsys.readouterr()
     picture = str(home / "x8.npz:0")
-    for words in (["likelihood", run, "--data", large], ["interpolate", run, picture, picture]):
+    for words in (["likelihood", run, "--data", large], ["interpolate", run, picture, picture], ["sample", run, "--from", picture]):
         assert main(words) == 2 and "smaller model" in capsys.readouterr().err
 
 
@@ -166,6 +186,11 @@ def test_what_cannot_be_a_base(home: Path, tmp_path: Path) -> None:
             train(asked(tmp_path / "no", base), data=other, quiet=True)
     with pytest.raises(ConfigError, match="base_noise"):
         train(asked(tmp_path / "no", cascade=CascadeSettings(base=str(base), base_noise=0.1, base_drawn=0.2)), data=data(8), quiet=True)
+    named = replace(data(8), card=replace(data(8).card, classes=("light", "dark")))
+    with pytest.raises(ConfigError, match="classes are dark, light; those of x are light, dark"):
+        train(asked(tmp_path / "no", base), data=named, quiet=True)
+    with pytest.raises(ConfigError, match="there is none"):
+        CascadeSettings(base_noise=0.2)
     with pytest.raises(ConfigError, match="autoencoder"):
         asked(tmp_path / "no", base, autoencoder="somewhere")
     assert (

@@ -186,6 +186,38 @@ def test_guidance_can_be_distilled_into_a_student_of_few_steps(teacher: Path, da
     assert not torch.equal(one, other)
 
 
+def test_guidance_is_applied_in_the_first_round_alone(
+    teacher: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round's teacher has it already."""
+    from ddpm.distillation import progressive
+
+    seen: list[float] = []
+    plain = progressive.ProgressiveLoss.forward
+
+    def watched(loss: Any, *inputs: Any) -> torch.Tensor:
+        seen.append(loss.settings.guidance)
+        return plain(loss, *inputs)
+
+    monkeypatch.setattr(progressive.ProgressiveLoss, "forward", watched)
+    quiet(teacher, asked(Progressive(guidance=2.0), tmp_path / "few", updates=2), data)
+    assert 2.0 in seen and seen.index(1.0) > 0 and set(seen[seen.index(1.0) :]) == {1.0}
+    assert ddpm.load(tmp_path / "few").conditions and load_with_card(tmp_path / "few")[1]["cond_dropout"] == 0.3
+
+
+def test_only_scales_that_were_learned_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the teacher's two calls a step are counted as two."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1"]
+    assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
+    assert main(["distill", "t", "--method", "guidance", "--method.most", "2", "--updates", "2", "--score", "40"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    calls = {line[:28].strip(): line[28:].split()[0] for line in lines if "guidance" in line[:28]}
+    assert calls == {"student, guidance 1": "50", "teacher, guidance 1": "50", "student, guidance 2": "50", "teacher, guidance 2": "100"}
+
+
 def test_the_folder_is_named_by_what_was_asked() -> None:
     assert student_folder("runs/digits", DistillConfig(method=Progressive(), steps=2)).as_posix() == "runs/digits-progressive2"
     assert student_folder("runs/digits", DistillConfig(method=ContinuousConsistency())).as_posix() == "runs/digits-continuous-consistency"

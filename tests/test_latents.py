@@ -21,7 +21,7 @@ from ddpm.denoiser import LatentCodec
 from ddpm.denoiser.serving import serving
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.networks import AutoencoderConfig, UNetConfig
-from ddpm.random import generator
+from ddpm.random import generator, normals
 from ddpm.training import latents, train
 from ddpm.training.autoencoder import Through, load_autoencoder, train_autoencoder
 from ddpm.training.config import AutoencodeConfig, TrainConfig
@@ -81,12 +81,16 @@ def test_what_is_cached_is_what_is_encoded(home: Path, tmp_path: Path) -> None:
         for (mean, std), seen in zip(store.kinds, (raw, raw[..., ::-1].copy()), strict=True):
             fresh = encode(through, seen)
             assert np.array_equal(mean[rows], fresh[0]) and np.array_equal(std[rows], fresh[1])
-        assert np.array_equal(latent.batch(rows)[0], encode(through, raw)[0])
+        mean, std = encode(through, raw)
+        noise = normals(0, rows.tolist(), store.shape[1:], "evaluate").numpy()
+        assert np.array_equal(latent.batch(rows)[0], mean + std * noise)  # what measurements see: always the same draw of a row
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     again = in_latents(data(home, flip=True), through, cache=tmp_path)
     assert again.card == latent.card and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert in_latents(latent, through) is latent
-    assert not np.array_equal(in_latents(data(home), through, cache=tmp_path).card.fingerprint, latent.card.fingerprint)
+    assert in_latents(data(home), through, cache=tmp_path).card.fingerprint != latent.card.fingerprint
+    other = Through(through.autoencoder, replace(through.codec, shift=tuple(value + 1.0 for value in through.codec.shift)))
+    assert in_latents(plain, other, cache=tmp_path).card.fingerprint != latent.card.fingerprint
 
 
 def test_encoding_goes_on_where_it_was_stopped(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +129,8 @@ def test_many_processes_encode_a_share_each(home: Path, tmp_path: Path, monkeypa
             seen.append(sorted(path.name for path in tmp_path.rglob("0*.npy")))
             return done
 
-        def on_main(self, action: Callable[[], Any]) -> Any:
-            return action()
+        def gather(self, value: Any) -> list[Any]:
+            return [value]
 
     seen: list[list[str]] = []
     half = Half()
@@ -153,13 +157,13 @@ def test_a_batch_is_drawn_from_the_posterior(home: Path, tmp_path: Path) -> None
 
 
 def test_what_is_diffused_has_mean_0_and_deviation_1(home: Path, tmp_path: Path) -> None:
-    """By the statistics of the training rows' draws, measured, per channel; the classes and the split are the data's."""
-    plain = data(home)
+    """By the statistics of the training rows' draws, mirrored or not, measured, per channel; the classes and the split are the data's."""
+    plain = data(home, flip=True)
     latent = in_latents(plain, opened(home), cache=tmp_path)
     store = latent.samples
     assert isinstance(store, Latents)
-    mean, std = (np.array(part)[latent.train_rows].astype(np.float64) for part in store.kinds[0])
-    assert np.allclose(latent.card.mean, mean.mean((0, 2, 3)), rtol=1e-12)
+    mean, std = (np.concatenate([kind[part][latent.train_rows].astype(np.float64) for kind in store.kinds]) for part in (0, 1))
+    assert np.allclose(latent.card.mean, mean.mean((0, 2, 3)), rtol=1e-9)
     assert np.allclose(latent.card.std, np.sqrt((mean**2 + std**2).mean((0, 2, 3)) - mean.mean((0, 2, 3)) ** 2), rtol=1e-9)
     assert np.array_equal(latent.train_rows, plain.train_rows) and latent.card.classes == plain.card.classes
     x = (mean - np.array(latent.card.mean)[:, None, None]) / np.array(latent.card.std)[:, None, None]
@@ -231,6 +235,20 @@ def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFi
         assert main(words) == 2 and told in capsys.readouterr().err
 
 
+def test_a_run_keeps_the_autoencoder_it_began_with(home: Path, tmp_path: Path) -> None:
+    """Resumed with another one, or with none, it is refused by name, also where changed data are accepted."""
+    train(asked(home, "kept"), quiet=True)
+    other = shutil.copytree(home / "ae", tmp_path / "moved")
+    train(replace(asked(home, "kept", steps=5), autoencoder=str(other)), quiet=True)
+    config = AutoencodeConfig(
+        out=str(tmp_path / "other"), steps=2, batch=8, threads=1, precision="fp32", network=opened(home).autoencoder.config, seed=1
+    )
+    train_autoencoder(config, data=data(home), quiet=True)
+    for given, words in ((str(tmp_path / "other"), "is not the one"), (None, "begun with --autoencoder")):
+        with pytest.raises(ConfigError, match=words):
+            train(replace(asked(home, "kept", steps=6, accept_data_change=True), autoencoder=given), quiet=True)
+
+
 def test_what_cannot_be_encoded_is_refused(home: Path, tmp_path: Path) -> None:
     """Other shapes, image conditions, no autoencoder there, a run in its place."""
     through = opened(home)
@@ -239,11 +257,15 @@ def test_what_cannot_be_encoded_is_refused(home: Path, tmp_path: Path) -> None:
     for given, words in (
         (from_arrays(x[:, :1] + np.arange(20, dtype=np.uint8)[:, None, None, None]), "takes samples of"),
         (field, "image condition"),
+        (from_arrays(x + np.arange(20, dtype=np.uint8)[:, None, None, None], bins=(0, 31)), "levels 0 to 255"),
+        (from_arrays((x + np.arange(20)[:, None, None, None]).astype(np.float32)), "float32"),
     ):
         with pytest.raises(ConfigError, match=words):
             in_latents(given, through, cache=tmp_path)
-    with pytest.raises(CheckpointError, match="this is an autoencoder"):
-        ddpm.load(home / "ae")
+    for words in (["sample"], ["distill"], ["classifier"], ["evaluate"], ["tune"]):
+        assert main([*words, str(home / "ae")]) == 4
+    with pytest.raises(CheckpointError, match="is an autoencoder, no model"):
+        train(settings(home / "ae", network=NETWORK), data=data(home), quiet=True)
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(CheckpointError, match="there is no autoencoder"):
             train(replace(asked(home, "refused"), autoencoder=str(folder)), quiet=True)

@@ -60,6 +60,15 @@ def test_with_weight_one_the_loss_is_the_evidence_bound() -> None:
         assert_close(loss(model, x, eps), -likely + weight * posterior.kl() / 192)
 
 
+def test_no_posterior_is_certain_or_says_nothing_at_all() -> None:
+    """log std stays between -10 and 5, whatever the encoder says."""
+    model = built(SMALL)
+    with torch.no_grad():
+        model.encoder[-1].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 100.0, -100.0, 0.0]))  # type: ignore[union-attr]
+    log_std = model.posterior(drawn(2, 2, 8, 12)).log_std
+    assert bool((log_std[:, 0] == 5.0).all()) and bool((log_std[:, 1] == -10.0).all()) and bool((log_std[:, 2].abs() < 5.0).all())
+
+
 def test_the_learned_scale_tends_to_the_mean_error() -> None:
     """Where the loss is least, b = E|x - x'|."""
     model, x, eps, loss = built(SMALL), drawn(64, 2, 8, 12), drawn(64, 3, 4, 6, seed=2), AutoencodingLoss(0.0).double()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from pupils import COUNT, Answering, Bell, drawn, network, taught
 from torch import Tensor, nn
+from torch.testing import assert_close
 from worlds import isotropic, normal_data, three_bumps, unit
 
-from ddpm.denoiser import Denoiser, Mixture, Prediction, Student, gaussian
+from ddpm.denoiser import Base, Denoiser, Mixture, Prediction, Student, gaussian
 from ddpm.distillation import Consistency, Guidance, Matching, Progressive
 from ddpm.distillation.matching import MatchingLoss
 from ddpm.distillation.progressive import ProgressiveLoss, split, triple
@@ -19,6 +20,7 @@ from ddpm.distillation.teacher import Teacher
 from ddpm.errors import ConfigError
 from ddpm.guidance import ClassifierFree, Told
 from ddpm.objective import Draws
+from ddpm.objective.times import UniformTimes
 from ddpm.process import At, Cosine, Listed, Process, Straight, Trailing
 from ddpm.random import normals
 from ddpm.sampling import DDIM, Adaptive, Ancestral, sample
@@ -156,6 +158,18 @@ def test_a_student_that_says_what_guidance_says_has_no_loss() -> None:
     cond = {"class": torch.arange(COUNT) % 3}
     assert loss(Learned(), unit(COUNT, 2), cond, drawn()).abs().max() < 1e-9
     assert loss(teacher, unit(COUNT, 2), cond, drawn()).mean() > 1e-6  # it knows no guidance
+    x0, draws, off = unit(COUNT, 2), drawn(), 0.1
+
+    class Off(Learned):
+        """x0 off by 0.1 everywhere."""
+
+        def forward(self, x: Tensor, at: At, cond: Any = None) -> Prediction:
+            said = super().forward(x, at, cond)
+            return Prediction(said.x0 + off, self.process.noise(x, said.x0 + off, at))
+
+    t, _ = UniformTimes().draw(((draws.u * 2**24).long().double() + 0.5) / 2**24, process)
+    snr = process.log_snr(t).exp()
+    assert_close(loss(Off(), x0, cond, draws), off**2 * snr.clamp(min=1.0), rtol=1e-6, atol=0.0)
     with pytest.raises(ConfigError, match="no condition"):
         loss(teacher, unit(4, 2), None, drawn(4))
 
@@ -307,3 +321,26 @@ def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_
     real = bell.exact(x, at).x0
     size = (made.detach() - real).abs().mean(1, keepdim=True)
     torch.testing.assert_close(made.grad, (three_bumps(process)(x, at).x0 - real) / size / 2)
+
+
+def test_a_generator_begins_at_the_noise_over_signal_it_is_told() -> None:
+    """And its other instants are even in the level from there down."""
+    process = Process(Cosine(T=None, clip=None))
+    times = torch.tensor(Matching(steps=4, begin=2.5).instants(process), dtype=torch.float64)
+    at = process.at(times)
+    assert_close(at.ratio[0], torch.tensor(2.5, dtype=torch.float64))
+    assert_close(at.level, torch.tensor([4, 3, 2, 1], dtype=torch.float64) / 4 * 2.5 / 3.5)
+
+
+def test_the_second_network_leaves_what_it_does_not_learn_to_the_first() -> None:
+    """An autoencoder or a base is no part of its state; what it says is what the denoiser it began as says."""
+    process = Process(Cosine())
+    small = network(process)
+    denoiser = network(process)
+    denoiser.stand_on(Base(small, {}, 1.0, 0.1))
+    loss = MatchingLoss(Matching())
+    loss.use(normal_data(process), denoiser)
+    assert loss.fake is not None and not any(name.startswith("fake.base") for name in loss.state_dict())
+    x, at = unit(4, 2), process.at(torch.full((4,), 0.5), like=unit(4, 2))
+    low = {"low": unit(4, 2), "low_noise": torch.zeros(4)}
+    assert torch.equal(loss.fake(x, at, low).x0, denoiser(x, at, low).x0) and denoiser.base_denoiser is small

@@ -71,6 +71,8 @@ def _measured(finished: TrainedAutoencoder, dataset: Dataset, how: str) -> list[
         f"{found['samples']} samples ({found['rows']}) through latents {small}, {found['smaller']:.3g} times fewer numbers: "
         f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.4f}"
     ]
+    if found["smaller"] <= 1.0:
+        lines.append("note: the latents are as many numbers as the sample; fewer --network.latent channels, or one more of --network.mults")
     if "frechet" in found:
         lines.append(
             f"Frechet distance of the copies from their originals {found['frechet']:.4g}, of one half of the originals from the other "

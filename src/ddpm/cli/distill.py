@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str, Denoiser, int | None, Sampler | None, Grid | None]]:
-    """What is drawn and scored: the student, the teacher at as many calls, and the teacher with many."""
+    """What is drawn and scored: the student, the teacher at as many steps, and the teacher with many."""
     from ddpm.cli.tuned import even
     from ddpm.denoiser import NetworkDenoiser
     from ddpm.guidance import ClassifierFree, Told
@@ -65,8 +65,8 @@ def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str
 
     solver = next(preset.value for preset in PRESETS if preset.name == BEST)
     if student.meaning == "mean":
-        assert isinstance(student, NetworkDenoiser)
-        for scale in (1.0, 2.0, 3.0):
+        assert isinstance(student, NetworkDenoiser) and student.student is not None
+        for scale in (scale for scale in (1.0, 2.0, 3.0) if scale <= student.student.guidance):
             yield f"student, guidance {scale:g}", Told(student, scale), None, None, None
             yield f"teacher, guidance {scale:g}", ClassifierFree(teacher, scale), None, None, None
         return
@@ -86,7 +86,8 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     from ddpm.evaluation.extractors import Learned
     from ddpm.evaluation.report import Evaluator
     from ddpm.guidance import ClassifierFree
-    from ddpm.sampling import sample
+    from ddpm.sampling import Sampler, sample
+    from ddpm.sampling.usual import way
     from ddpm.sampling.walk import device_of
     from ddpm.training.classifier import run_data
     from ddpm.training.state import load, open_run
@@ -97,9 +98,12 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded
     real = evaluator.real(n)
-    print(f"{'steps':<28} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")
+    print(f"{'steps':<28} {'calls':>5} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")
     for name, one, steps, sampler, grid in ways(teacher, student, len(student.times) or config.steps or 4):
         drawn = sample(one, n, steps=steps, sampler=sampler, grid=grid, cond=cond, seed=config.seed).cpu()
-        print(f"{name:<28} {evaluator.frechet(drawn)!s:>24}", flush=True)
+        walk = way(one, sampler, steps, grid)
+        calls = walk.sampler.calls(walk.steps) if isinstance(walk.sampler, Sampler) else 0
+        twice = isinstance(one, ClassifierFree) and one.scale != 1.0  # both halves count
+        print(f"{name:<28} {calls * (1 + twice):>5} {evaluator.frechet(drawn)!s:>24}", flush=True)
     if real is not None:
-        print(f"{'real data, unseen':<28} {real.estimates['frechet']!s:>24}")
+        print(f"{'real data, unseen':<28} {'':>5} {real.estimates['frechet']!s:>24}")

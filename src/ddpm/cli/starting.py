@@ -69,6 +69,7 @@ class Starting:
             return None
         from ddpm.sampling import perturbed
 
+        refuse_cascades(self.source, model, "variations of the smaller sample come from the smaller model")
         x0 = encoded(self.source, model)
         return perturbed(model, x0.expand(n, *x0.shape), grid, steps, seed)
 

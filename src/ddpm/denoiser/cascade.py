@@ -18,7 +18,7 @@ class Base(NamedTuple):
     noise: in training the enlarged sample gets Gaussian noise of a deviation uniform in [0, noise], in the space diffused in, and the
     network is told which; so it does not trust details that the smaller model gets wrong. drawn: the deviation when a sample is drawn.
 
-    Reference: Ho et al., 2022, arXiv:2106.15282, sections 4.1 and 4.2 (conditioning augmentation).
+    Reference: Ho et al., 2022, arXiv:2106.15282, section 3 (conditioning augmentation), here with many strengths at once.
     """
 
     denoiser: Denoiser

@@ -169,8 +169,7 @@ class NetworkDenoiser(Denoiser):
             raise ConfigError(f"parameterization: {reason}")
         self.network, self.process, self.parameterization, self.clock = network, process, parameterization, clock
         self.autoencoder = None if through is None else frozen(through[0])
-        self.base_denoiser = None if base is None else frozen(base.denoiser)
-        self.base = base
+        self.stand_on(base)
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
         if through is not None and self.autoencoder is not None:
             self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
@@ -209,6 +208,11 @@ class NetworkDenoiser(Denoiser):
     def data_shape(self) -> tuple[int, ...]:
         """Of one sample in the data's own units: `shape`, unless it diffuses in latents."""
         return self.shape if self.autoencoder is None else self.autoencoder.shape
+
+    def stand_on(self, base: Base | None) -> None:
+        """Take this for what draws the smaller samples; its weights become part of the state, and are trained no more."""
+        self.base_denoiser = None if base is None else frozen(base.denoiser)
+        self.base = base
 
     def recode(self, codec: Codec) -> None:
         """Take another normaliser of the space diffused in; its autoencoder, where it has one, stays."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Cond, Denoiser
+from ddpm.denoiser import UNASKED, Cond, Denoiser
 from ddpm.distillation.methods import Guidance
 from ddpm.distillation.progressive import split
 from ddpm.distillation.teacher import Teacher
@@ -25,7 +25,7 @@ class GuidanceLoss(Loss):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """max(SNR, 1) |x0_hat - x0_guided|^2, the scale even in [1, most]; ConfigError without a condition."""
-        if not cond or not cond.keys() - {"null"}:
+        if not cond or not cond.keys() - UNASKED - {"null"}:
             raise ConfigError("method Guidance: these data have no condition to guide by")
         process, cells = denoiser.process, 2**24  # of the 53 bits of a uniform the first say when, the rest how much
         cell, told = split(draws.u, cells, cond, self.settings.most)

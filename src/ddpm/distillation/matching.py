@@ -25,7 +25,8 @@ class MatchingLoss(Loss):
     def use(self, teacher: Denoiser, fake: NetworkDenoiser) -> None:
         """Take this teacher, and this denoiser as the start of `fake`."""
         self.teacher.use(teacher)
-        self.fake = copy.deepcopy(fake).requires_grad_(True)
+        aside = {id(part): None for part in (fake.autoencoder, fake.base_denoiser) if part is not None}  # not stored once more
+        self.fake = copy.deepcopy(fake, aside).requires_grad_(True)  # pyright: ignore[reportArgumentType]
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """The generator's loss plus that of `fake` on its samples; neither sends a gradient into the other."""

@@ -169,7 +169,10 @@ class Matching(Distillation):
 
     A second network, trained along, learns the score of what the generator makes; the generator follows the difference of the two.
 
-    Reference: Yin et al., 2023, arXiv:2311.18828, eqs. 7 and 8; several steps: Yin et al., 2024, arXiv:2405.14867, section 4.4. Without the
+    The gradient is (x_hat_fake - x_hat_real) / mean|x_hat_real - x| as in the published algorithm 2: eqs. 7 and 8 with alpha_t = 1, so that
+    on schedules where alpha falls to 0 the noisiest levels are not left out.
+
+    Reference: Yin et al., 2023, arXiv:2311.18828, algorithm 2; several steps: Yin et al., 2024, arXiv:2405.14867, section 4.4. Without the
     first's regression, and without the second's adversary, simulated inputs (here noisy data) and several updates of the second network
     for each of the generator (here one). Beginning below t = 1: Zhou et al., 2024, arXiv:2404.04057 (sigma_init).
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.denoiser import UNASKED, Cond, Denoiser, Prediction
 from ddpm.distillation.methods import Distillation
 from ddpm.guidance import ClassifierFree
 from ddpm.process import At
@@ -43,7 +43,7 @@ class Teacher:
     def __call__(self, x: Tensor, at: At, cond: Cond) -> Prediction:
         """What the teacher says, under the guidance of the settings where there is a condition to guide by."""
         plain = self.plain(x)
-        if self.settings.guidance == 1.0 or not cond or not cond.keys() - {"null", "x0", "augment", "guidance"}:
+        if self.settings.guidance == 1.0 or not cond or not cond.keys() - UNASKED - {"null"}:
             return plain(x, at, cond)
         if self._asked is None:
             self._asked = ClassifierFree(plain, self.settings.guidance)
@@ -53,11 +53,11 @@ class Teacher:
 def masks(device: torch.device) -> Callable[[], None]:
     """What to call before a network is asked again, for it to drop what it drops now."""
     host = torch.get_rng_state()
-    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state() if device.type == "mps" else None
 
     def again() -> None:
         torch.set_rng_state(host)
         if own is not None:
-            torch.cuda.set_rng_state(own, device)
+            torch.cuda.set_rng_state(own, device) if device.type == "cuda" else torch.mps.set_rng_state(own)
 
     return again

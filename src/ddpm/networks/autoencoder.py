@@ -83,6 +83,7 @@ class Autoencoder(nn.Module):
                 f"by {self.config.factor}"
             )
         h = self.encoder(x)
+        h = h.to(torch.promote_types(h.dtype, torch.float32))  # whatever the convolutions ran in
         if self.codebook is not None:
             return Posterior(h, torch.full_like(h, -torch.inf))
         mean, log_std = h.chunk(2, dim=1)
@@ -92,7 +93,8 @@ class Autoencoder(nn.Module):
         """Which entry of the codebook is nearest, (B, *axes) int64; of several equally near the first."""
         assert self.codebook is not None, "there are continuous latents only"
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).to(self.codebook.dtype)
-        far = self.codebook.square().sum(1) - 2.0 * flat @ self.codebook.T  # squared distances but for |z|^2
+        with torch.autocast(z.device.type, enabled=False):  # differences of large numbers
+            far = self.codebook.square().sum(1) - 2.0 * flat @ self.codebook.T  # squared distances but for |z|^2
         return far.argmin(1).view(len(z), *z.shape[2:])
 
     def rounded(self, z: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Embedding(nn.Module):
     (B, width).
 
     Reference: augmentation: Karras et al., 2022, arXiv:2206.00364, appendix F.2; guidance scale: Meng et al., 2022, arXiv:2210.03142,
-    section 3.1; noise on an enlarged sample: Ho et al., 2022, arXiv:2106.15282, section 4.2.
+    section 3.1; noise on an enlarged sample: Ho et al., 2022, arXiv:2106.15282, section 3.
     """
 
     def __init__(self, dim: int, width: int, cond: CondSpec) -> None:

@@ -46,5 +46,5 @@ class Critic(nn.Module):
 
 def strength(rest: Tensor, term: Tensor, weight: Tensor) -> Tensor:
     """|d rest/d weight| / |d term/d weight|, (), without a gradient; at most 10,000."""
-    sizes = [torch.linalg.vector_norm(torch.autograd.grad(loss, [weight], retain_graph=True)[0]) for loss in (rest, term)]
+    sizes = [torch.autograd.grad(loss, [weight], retain_graph=True)[0].square().sum().sqrt() for loss in (rest, term)]
     return (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()

@@ -151,7 +151,7 @@ def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]
     return network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
 
 
-def _described_base(about: Mapping[str, Any]) -> Base:
+def described_base(about: Mapping[str, Any]) -> Base:
     """The stage below that config.json describes, with fresh weights."""
     return Base(rebuild(about["denoiser"]), about["denoiser"], float(about["noise"]), float(about["drawn"]))
 
@@ -167,14 +167,21 @@ def saved_residuals(document: Mapping[str, Any]) -> Residuals | None:
     return Residuals(log_snr, value)
 
 
+def refuse_autoencoder(document: Mapping[str, Any], where: str) -> None:
+    """CheckpointError for config.json of an autoencoder, where a model is wanted."""
+    if document.get("kind") == "autoencoder":
+        raise CheckpointError(
+            f"{where} is an autoencoder, no model that can be drawn from; train one in its latents: ddpm train --autoencoder"
+        )
+
+
 def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, entries: int | None = None) -> NetworkDenoiser:
     """The denoiser that config.json describes, with fresh weights. A person's own network must be handed in again.
 
     entries: how many numbers the weights' file holds; a description of a larger network is refused before memory is taken for it.
     Raises CheckpointError where the description cannot be read or a network is missing.
     """
-    if document.get("kind") == "autoencoder":
-        raise CheckpointError("this is an autoencoder, no model that can be drawn from; train one in its latents: ddpm train --autoencoder")
+    refuse_autoencoder(document, "this")
     try:
         own = document["network"].get("own")
         spec = from_dict(CondSpec, document["cond"], where="config.json")
@@ -208,7 +215,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             guided=spec.guidance,
             student=from_dict(Student, document["student"], where="config.json") if document.get("student") else None,
             through=described_autoencoder(document["autoencoder"]) if document.get("autoencoder") else None,
-            base=_described_base(document["base"]) if document.get("base") else None,
+            base=described_base(document["base"]) if document.get("base") else None,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

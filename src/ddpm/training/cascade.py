@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ddpm.data.dataset import Dataset
 from ddpm.data.fit import shrunk
-from ddpm.denoiser import Base, Card, NetworkDenoiser, enlarged, factors, told
+from ddpm.denoiser import Base, Card, Codec, NetworkDenoiser, enlarged, factors, told
 from ddpm.errors import ConfigError
 from ddpm.training.config import CascadeSettings
 from ddpm.training.state import load_with_card
+
+UNLIKE = 3.0  # deviations between means, or times between deviations, from which data are taken to be in other units
 
 
 def load_base(settings: CascadeSettings) -> Base | None:
@@ -26,14 +28,38 @@ def load_base(settings: CascadeSettings) -> Base | None:
     return Base(denoiser, about, settings.base_noise, settings.base_drawn)
 
 
+def other_data(what: str, codec: Codec, shape: tuple[int, ...], card: Card, *, sized: bool = True) -> list[str]:
+    """How data differ from those that a codec, and the model behind it, was made for: shape (`sized`), type, levels, or units."""
+    found: list[str] = []
+    if sized and tuple(card.shape) != shape:
+        found.append(f"{what}: takes samples of {shape}, {card.name} has {tuple(card.shape)}; give its own data")
+    if (codec.dtype, codec.bins) != (card.dtype, card.bins):
+        kinds = (
+            f"{kind}, levels {bins[0]:g} to {bins[1]:g}" if bins else kind
+            for kind, bins in ((codec.dtype, codec.bins), (card.dtype, card.bins))
+        )
+        found.append(f"{what}: is of {next(kinds)}; {card.name} is {next(kinds)}; give its own data")
+    own = Codec.of(card)
+    if not found and len(own.scale) == len(codec.scale):
+        apart = max(abs(a - b) / s for a, b, s in zip(own.shift, codec.shift, codec.scale, strict=True))
+        ratio = max(max(a / b, b / a) for a, b in zip(own.scale, codec.scale, strict=True))
+        if apart > UNLIKE or ratio > UNLIKE:
+            found.append(
+                f"{what}: was made for values of about {codec.shift[0]:.4g} +- {codec.scale[0]:.4g}, {card.name} has {own.shift[0]:.4g} +- "
+                f"{own.scale[0]:.4g} in the first channel; are the units the same?"
+            )
+    return found
+
+
 def check_base(base: Base, card: Card) -> None:
     """ConfigError where a base's samples cannot be enlarged to the card's."""
-    problems: list[str] = []
+    small = base.about["shape"] if "autoencoder" not in base.about else base.about["autoencoder"]["shape"]
+    problems = [] if base.denoiser.codec is None else other_data("base", base.denoiser.codec, tuple(small), card, sized=False)
     if factors(tuple(card.shape), base.shape) is None:
         problems.append(f"base: draws {base.shape}; {tuple(card.shape)} must be whole multiples of that, with as many channels")
-    codec = base.denoiser.codec
-    if codec is not None and codec.dtype != card.dtype:
-        problems.append(f"base: draws {codec.dtype}, {card.name} is {card.dtype}; a cascade is of the same data at two sizes")
+    for name, there, here in (("classes", base.about["classes"], card.classes), ("vector", base.about["vector"], card.vector)):
+        if there and here and list(there) != list(here):
+            problems.append(f"base: its {name} are {', '.join(there)}; those of {card.name} are {', '.join(here)}, in this order")
     if "image" in getattr(base.denoiser, "conditions", ()):
         problems.append("base: needs a condition image beside each sample, which a cascade does not hand down")
     if base.noise < base.drawn:

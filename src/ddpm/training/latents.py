@@ -19,8 +19,9 @@ from ddpm.config import to_dict
 from ddpm.data.dataset import Dataset, Rows
 from ddpm.denoiser import LatentCodec, NetworkDenoiser
 from ddpm.errors import ConfigError, DiskError
+from ddpm.random import normals
 from ddpm.training.autoencoder import Through
-from ddpm.training.cascade import with_low
+from ddpm.training.cascade import other_data, with_low
 from ddpm.training.checkpoints import storage
 from ddpm.training.distributed.world import World
 from ddpm.training.state import digest_of
@@ -28,6 +29,7 @@ from ddpm.training.state import digest_of
 BATCH = 32
 SHARD = 1024  # rows of a file
 MIRRORED = "-mirrored"
+SUMMED = 1024  # rows of a partial sum
 VERSION = 2  # of what the cache holds
 SAID = 10.0  # seconds between lines of progress
 
@@ -55,7 +57,8 @@ class Shards:
 class Latents:
     """The store of a latent data set: q(z | x) of every sample, and of its mirror image where the data are flipped.
 
-    A row read by number is E[z | x]. A batch for training (`crops`) is drawn from q, of the mirrored sample with chance 1/2 where there is
+    A row read by number is drawn from q with noise of its own, always the same: what measures a model sees what it was trained on, and sees
+    it again. A batch for training (`crops`) is drawn from q, of the mirrored sample with chance 1/2 where there is
     one. In place of an array: see `ddpm.data.dataset.Samples`.
     """
 
@@ -69,7 +72,10 @@ class Latents:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        return self.kinds[0][0][rows]
+        numbers = np.arange(len(self))[rows]
+        mean, std = (part[numbers] for part in self.kinds[0])
+        eps = normals(0, np.atleast_1d(numbers).tolist(), self.shape[1:], "evaluate").numpy()
+        return mean + std * eps.reshape(mean.shape)
 
     def crops(self, rows: Rows, generator: np.random.Generator) -> NDArray[np.float32]:
         """z ~ q(z | x) of the rows (B,), (B, *latent_shape): a pure function of them and of the generator's state."""
@@ -107,11 +113,7 @@ def in_latents(
     if isinstance(dataset.samples, Latents):
         return dataset
     card = dataset.card
-    problems: list[str] = []
-    if tuple(card.shape) != through.autoencoder.shape:
-        problems.append(
-            f"autoencoder: takes samples of {through.autoencoder.shape}, {card.name} has {tuple(card.shape)}; give its own data"
-        )
+    problems = other_data("autoencoder", through.codec, through.autoencoder.shape, card)
     if getattr(dataset.samples, "crops", None) is not None:
         problems.append("crop: random parts of pictures cannot be encoded once for all; use --crop centre")
     if card.image_channels:
@@ -139,7 +141,7 @@ def in_latents(
 
 def _fill(dataset: Dataset, through: Through, path: Path, about: dict[str, Any], say: Callable[[str], None], world: World) -> None:
     """Encode the shards that are missing; about.json says that none is. No process waits for another longer than for one shard."""
-    if world.on_main((path / "about.json").is_file) and (path / "about.json").is_file():
+    if all(world.gather((path / "about.json").is_file())):
         return
     shards, said = range(-(-len(dataset) // SHARD)), [time.monotonic()]
 
@@ -192,16 +194,16 @@ def encode(through: Through, raw: NDArray[Any]) -> tuple[NDArray[np.float32], ND
 
 
 def _statistics(store: Latents, rows: Rows) -> tuple[tuple[float, ...], ...]:
-    """(mean, std, low, high) of z ~ q over the rows, per channel: E z = E mean, Var z = Var mean + E std^2."""
-    mean, std = store.kinds[0]
-    axes = tuple(range(2, len(mean.shape)))
-    total, square, low, high = np.zeros(mean.shape[1]), np.zeros(mean.shape[1]), np.inf, -np.inf
-    for first in range(0, len(rows), 1024):
-        some = np.sort(rows[first : first + 1024])
-        m, s = mean[some].astype(np.float64), std[some].astype(np.float64)
-        total += m.mean(axes).sum(0)
-        square += (m**2 + s**2).mean(axes).sum(0)
-        low, high = np.minimum(low, m.min((0, *axes))), np.maximum(high, m.max((0, *axes)))
-    middle = total / len(rows)
-    spread = np.sqrt(np.maximum(square / len(rows) - middle**2, 0.0))
+    """(mean, std, low, high) of z ~ q over the rows, mirrored or not, per channel: E z = E mean, Var z = Var mean + E std^2."""
+    axes, channels, count = tuple(range(2, len(store.shape))), store.shape[1], len(rows) * len(store.kinds)
+    total, square, low, high = np.zeros(channels), np.zeros(channels), np.inf, -np.inf
+    for mean, std in store.kinds:
+        for first in range(0, len(rows), SUMMED):
+            some = np.sort(rows[first : first + SUMMED])
+            m, s = mean[some].astype(np.float64), std[some].astype(np.float64)
+            total += m.mean(axes).sum(0)
+            square += (m**2 + s**2).mean(axes).sum(0)
+            low, high = np.minimum(low, m.min((0, *axes))), np.maximum(high, m.max((0, *axes)))
+    middle = total / count
+    spread = np.sqrt(np.maximum(square / count - middle**2, 0.0))
     return tuple(tuple(float(value) for value in column) for column in (middle, spread, low, high))  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from ddpm.networks.blocks import checkpointable
 from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
-from ddpm.training.build import build_denoiser, describe, measured
+from ddpm.training.build import build_denoiser, describe, measured, refuse_autoencoder
+from ddpm.training.carried import carry_on
 from ddpm.training.cascade import check_base, load_base, with_low
 from ddpm.training.checkpoints import checkpoint
 from ddpm.training.checkpoints.checkpoint import Checkpoint
@@ -86,7 +87,10 @@ def _newest(run: Path, world: World, say: Callable[[str], None]) -> Checkpoint |
         return found[0].path if found[0] else None
 
     path = world.on_main(find)
-    return found[0] if found else checkpoint.open_checkpoint(path) if path else None
+    saved = found[0] if found else checkpoint.open_checkpoint(path) if path else None
+    if saved is not None:
+        refuse_autoencoder(saved.document("config"), str(run))
+    return saved
 
 
 def logical_shards(config: TrainConfig, saved: int | None, size: int, say: Callable[[str], None]) -> int:
@@ -113,6 +117,8 @@ def _resume(
     run: Path, config: TrainConfig, dataset: Dataset, state: RunState, saved: Checkpoint | None, world: World, say: Callable[[str], None]
 ) -> None:
     """Continue from a checkpoint of the run, or start from `init`, or from nothing; settings and data are compared first."""
+    if saved is not None:
+        carry_on(saved, config, state.denoiser, say)
     changed = compare(saved, config) if saved else []
     world.on_main(lambda: check_data(run, dataset.card, config.accept_data_change, dataset.keys, say))
     if saved is None:

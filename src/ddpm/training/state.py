@@ -20,7 +20,7 @@ from ddpm.networks import fused
 from ddpm.objective import Loss
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.weights import weight_set
-from ddpm.training.build import rebuild, saved_residuals
+from ddpm.training.build import rebuild, refuse_autoencoder, saved_residuals
 from ddpm.training.checkpoints import checkpoint, storage
 from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.checkpoints.retention import ENTRY, Score
@@ -248,12 +248,14 @@ def open_run(
         saved = checkpoint.open_checkpoint(path)
         if step is not None and step != saved.step:
             raise ConfigError(f"step: got {step}, but {path} is step {saved.step}; name the run folder, or leave the step out")
+        refuse_autoencoder(saved.document("config"), str(path))
         return saved
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such run folder; train one with ddpm train --out {path}")
     saved = checkpoint.best(path, notice) if step == "best" else checkpoint.newest(path, step, notice)
     if saved is None:
         raise CheckpointError(f"{path} holds no checkpoint; is it a run folder? ddpm train --out {path} makes one")
+    refuse_autoencoder(saved.document("config"), str(path))
     return saved
 
 
