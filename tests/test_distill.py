@@ -11,6 +11,7 @@ import torch
 
 import ddpm
 from ddpm.cli import main
+from ddpm.cli.distill import calls, ways
 from ddpm.data import Dataset
 from ddpm.denoiser import Index
 from ddpm.distillation import (
@@ -205,17 +206,11 @@ def test_guidance_is_applied_in_the_first_round_alone(
     assert ddpm.load(tmp_path / "few").conditions and load_with_card(tmp_path / "few")[1]["cond_dropout"] == 0.3
 
 
-def test_only_scales_that_were_learned_are_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_scales_that_were_learned_are_scored(teacher: Path, data: Dataset, tmp_path: Path) -> None:
     """And the teacher's two calls a step are counted as two."""
-    monkeypatch.chdir(tmp_path)
-    small = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1"]
-    assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
-    assert main(["distill", "t", "--method", "guidance", "--method.most", "2", "--updates", "2", "--score", "40"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    calls = {line[:28].strip(): line[28:].split()[0] for line in lines if "guidance" in line[:28]}
-    assert calls == {"student, guidance 1": "50", "teacher, guidance 1": "50", "student, guidance 2": "50", "teacher, guidance 2": "100"}
+    student = quiet(teacher, asked(Guidance(most=2.0), tmp_path / "guided", updates=2), data).denoiser
+    found = {name: calls(one, sampler, steps, grid) for name, one, steps, sampler, grid in ways(ddpm.load(teacher), student, 4)}
+    assert found == {"student, guidance 1": 50, "teacher, guidance 1": 50, "student, guidance 2": 50, "teacher, guidance 2": 100}
 
 
 def test_the_folder_is_named_by_what_was_asked() -> None:

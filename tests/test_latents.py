@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ddpm.data.dataset import Dataset
 from ddpm.denoiser import LatentCodec
 from ddpm.denoiser.serving import serving
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.likelihood import continuous, latent_bound
 from ddpm.networks import AutoencoderConfig, UNetConfig
 from ddpm.random import generator, normals
 from ddpm.training import latents, train
 from ddpm.training.autoencoder import Through, load_autoencoder, train_autoencoder
+from ddpm.training.checkpoints import checkpoint
 from ddpm.training.config import AutoencodeConfig, TrainConfig
 from ddpm.training.distributed.world import World
 from ddpm.training.latents import Latents, encode, in_latents
@@ -185,6 +188,9 @@ def test_a_run_samples_data_and_needs_the_autoencoder_no_more(home: Path) -> Non
         (home / "away").rename(home / "ae")
     assert isinstance(denoiser.codec, LatentCodec) and denoiser.shape == (2, 4, 4) and denoiser.data_shape == (3, 8, 8)
     assert not any("autoencoder" in name for name, _ in denoiser.named_parameters())
+    saved = checkpoint.newest(home / "ae")
+    assert saved is not None and denoiser.autoencoder is not None
+    assert denoiser.autoencoder.scale == opened(home).autoencoder.scale == float(saved.tensors("loss")["log_scale"].double().exp())
     drawn = ddpm.sample(denoiser, 3, steps=4, cond={"class": torch.tensor([0, 1, 0])})
     assert drawn.dtype == torch.uint8 and drawn.shape == (3, 3, 8, 8)
     x = ddpm.sample(denoiser, 3, steps=4, cond={"class": torch.tensor([0, 1, 0])}, decode=False)
@@ -219,7 +225,7 @@ def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFi
     ):
         assert main(words) == 0, (words, capsys.readouterr().err)
     report = json.loads((home / "commands" / "report" / "report.json").read_text())
-    assert report["losses"]["mean"] > 0 and report["bits_per_dim"] is None
+    assert report["losses"]["mean"] > 0 and report["bits_per_dim"]["unit"] == "bits/dim"
     student = ddpm.load(home / "commands-consistency")
     assert ddpm.sample(student, 2).shape == (2, 3, 8, 8)
     picture = str(home / "p.png")
@@ -228,11 +234,48 @@ def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFi
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     assert main(["sample", run, "--from", picture, "--n", "2", "--steps", "3"]) == 0
     capsys.readouterr()
-    for words, told in (
-        (["likelihood", run], "diffuses in latents"),
-        (["inpaint", run, "--image", picture, "--mask", picture], "diffuses in latents"),
-    ):
-        assert main(words) == 2 and told in capsys.readouterr().err
+    assert main(["inpaint", run, "--image", picture, "--mask", picture]) == 2
+    assert "diffuses in latents" in capsys.readouterr().err
+
+
+def test_data_have_a_likelihood_through_continuous_latents_alone(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every route, with its terms; a codebook gives none, nor a run of before the decoder's scale was kept, until it goes on."""
+    run = home / "scored"
+    train(asked(home, "scored", steps=2), quiet=True)
+    capsys.readouterr()
+    words = ["likelihood", str(run), "--n", "3", "--terms", "4", "--levels", "4", "--tolerance", "0.05", "--entry", "0.1"]
+    if opened(home).autoencoder.codebook is not None:
+        assert main(words) == 2 and "codebook" in capsys.readouterr().err
+        return
+    assert main([*words, "--batch", "2", "--out", str(tmp_path / "scores.npz")]) == 0
+    shown = capsys.readouterr().out
+    assert "3 samples of" in shown and "(3, 8, 8), held out, given their classes; levels 0 to 255" in shown and "Laplace scale" in shown
+    kept = np.load(tmp_path / "scores.npz")
+    for route in ("bound", "continuous", "flow"):
+        assert f"\n{route} latents" in shown and np.isfinite(kept[f"{route}_error"]).all()
+        terms = kept["decoder_nats"] + kept[f"{route}_latents_nats"] - kept["entropy_nats"]
+        np.testing.assert_allclose(kept[f"{route}_nats"], terms, rtol=1e-6)
+        assert 5 < kept[f"{route}_nats"].mean() / (192 * np.log(2)) < 12  # of 8 bits, by models that know nothing
+    assert main([*words, "--curve"]) == 2 and "leave --curve out" in capsys.readouterr().err
+    denoiser = ddpm.load(run)
+    assert denoiser.autoencoder is not None
+    raw = torch.from_numpy(data(home).samples[kept["row"]])
+    found = latent_bound(
+        denoiser, raw, {"class": torch.from_numpy(kept["row"] % 2)}, density=partial(continuous, draws=4, entry=0.1)
+    ).scores
+    np.testing.assert_allclose(found.nats, kept["continuous_nats"], rtol=1e-4)  # the batch does not matter
+
+    old = opened(home)
+    old.autoencoder.scale = None  # as a run of before it was kept has it
+    monkeypatch.setattr("ddpm.training.run.load_autoencoder", lambda _: old)
+    train(asked(home, "old", steps=1), quiet=True)
+    monkeypatch.undo()
+    words[1] = str(home / "old")
+    assert main(words) == 2 and "does not hold the scale" in capsys.readouterr().err
+    train(asked(home, "old", steps=2), quiet=True)
+    assert main([*words, "--route", "continuous"]) == 0
 
 
 def test_a_run_keeps_the_autoencoder_it_began_with(home: Path, tmp_path: Path) -> None:

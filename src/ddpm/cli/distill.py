@@ -79,6 +79,17 @@ def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str
     yield f"teacher, DDIM, {usual_steps(teacher)}", teacher, None, DDIM(), None
 
 
+def calls(denoiser: Denoiser, sampler: Sampler | None, steps: int | None, grid: Grid | None) -> int:
+    """Network calls a sample; under classifier-free guidance both halves count."""
+    from ddpm.guidance import ClassifierFree
+    from ddpm.sampling import Sampler
+    from ddpm.sampling.usual import way
+
+    walk = way(denoiser, sampler, steps, grid)
+    assert isinstance(walk.sampler, Sampler)
+    return walk.sampler.calls(walk.steps) * (2 if isinstance(denoiser, ClassifierFree) and denoiser.scale != 1.0 else 1)
+
+
 def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     """The Frechet distance of each way to the training data, by the encoder of the data."""
     from ddpm.cli.evaluate import notice
@@ -86,8 +97,7 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     from ddpm.evaluation.extractors import Learned
     from ddpm.evaluation.report import Evaluator
     from ddpm.guidance import ClassifierFree
-    from ddpm.sampling import Sampler, sample
-    from ddpm.sampling.usual import way
+    from ddpm.sampling import sample
     from ddpm.sampling.walk import device_of
     from ddpm.training.classifier import run_data
     from ddpm.training.state import load, open_run
@@ -101,9 +111,6 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     print(f"{'steps':<28} {'calls':>5} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")
     for name, one, steps, sampler, grid in ways(teacher, student, len(student.times) or config.steps or 4):
         drawn = sample(one, n, steps=steps, sampler=sampler, grid=grid, cond=cond, seed=config.seed).cpu()
-        walk = way(one, sampler, steps, grid)
-        calls = walk.sampler.calls(walk.steps) if isinstance(walk.sampler, Sampler) else 0
-        twice = isinstance(one, ClassifierFree) and one.scale != 1.0  # both halves count
-        print(f"{name:<28} {calls * (1 + twice):>5} {evaluator.frechet(drawn)!s:>24}", flush=True)
+        print(f"{name:<28} {calls(one, sampler, steps, grid):>5} {evaluator.frechet(drawn)!s:>24}", flush=True)
     if real is not None:
         print(f"{'real data, unseen':<28} {'':>5} {real.estimates['frechet']!s:>24}")

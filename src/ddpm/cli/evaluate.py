@@ -101,25 +101,37 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device)
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str]) -> dict[str, Any] | None:
-    """The continuous bound of held-out samples; None without any, of a student that predicts no mean, and in latents."""
+    """The continuous bound of held-out samples; None without any, of a student that predicts no mean, of a stage of a cascade, and in
+    latents that give none (see `ddpm.likelihood.latents`).
+    """
     import torch
 
-    from ddpm.likelihood import continuous
+    from ddpm.likelihood import continuous, latent_bound
+    from ddpm.likelihood.latents import latent_codec
     from ddpm.training.feed import conditions, encoded
 
     rows = dataset.held_rows[: config.likelihood]
-    if not len(rows) or model.codec is None or model.meaning != "mean" or model.autoencoder is not None or model.base is not None:
+    if not len(rows) or model.codec is None or model.meaning != "mean" or model.base is not None:
         return None
+    if model.autoencoder is not None:
+        try:
+            latent_codec(model)
+        except ConfigError as error:
+            notice(f"no bits per dimension: {error}")
+            return None
     device = next(model.parameters()).device
     raw, values = dataset.batch(rows)
     parts = []
     for first in range(0, len(rows), 100):
         part = slice(first, first + 100)
         cond = conditions({key: value[part] for key, value in values.items()}, keys, device) or None
-        parts.append(continuous(model, encoded(model.codec, raw[part], device), cond, first=first))
+        if model.autoencoder is not None:
+            parts.append(latent_bound(model, torch.from_numpy(raw[part]), cond, first=first).scores)
+        else:
+            parts.append(continuous(model, encoded(model.codec, raw[part], device), cond, first=first))
     scores = type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     levels = model.codec.bins is not None
-    mean, spread, _ = (scores.bits_per_dim(math.prod(model.shape)) if levels else scores).mean()
+    mean, spread, _ = (scores.bits_per_dim(math.prod(model.data_shape)) if levels else scores).mean()
     return {"value": mean, "error": spread, "samples": len(rows), "unit": "bits/dim" if levels else "nats"}
 
 
@@ -146,7 +158,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     asked = resolve(EvaluateConfig, [typed], FAMILIES)
     if problems := asked.problems():
         raise ConfigError.of(problems)
-    from ddpm.cli.likelihood import card_of, check_samples
+    from ddpm.cli.scored import card_of, check_samples
     from ddpm.data import open_data
     from ddpm.evaluation.reference import foreign_statistics
     from ddpm.evaluation.report import Evaluator

@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.config import Layer, Parser, add_flags, check, flags_layer, resolve, setting, to_dict
 from ddpm.data.settings import DataSettings
-from ddpm.errors import ConfigError, DataError, DiskError
+from ddpm.errors import ConfigError, DiskError
 
 if TYPE_CHECKING:
     import torch
 
-    from ddpm.data import Dataset
     from ddpm.denoiser import NetworkDenoiser
-    from ddpm.likelihood import Scores
+    from ddpm.likelihood import Scores, Terms
 
 HELP = """Bits per dimension of data under a trained model, or their log-density where they are continuous, by up to three routes.
 
@@ -27,11 +27,18 @@ HELP = """Bits per dimension of data under a trained model, or their log-density
   ddpm likelihood runs/digits --route bound --curve      the T-step bound with its rate-distortion curve
   ddpm likelihood runs/digits --data other.npz --out scores.csv     scores of other data, to tell what is unusual
   ddpm likelihood runs/digits --route flow --dequantise uniform --n 20
+  ddpm likelihood runs/photos-latent --n 20 --batch 4    a bound on -log P of pictures, through decoder, latents and encoder
 """
 ABOUT = {
     "bound": "bound on -log P of the chain that ancestral sampling walks",
     "continuous": "bound on -log P of its limit of infinitely many steps",
     "flow": "-log P of the probability flow",
+}
+ABOUT_LATENTS = {
+    **dict.fromkeys(ABOUT, "bound on -log P: decoder + its latents - entropy"),
+    **{f"{route} latents": about.replace("log P", "log p(z)") for route, about in ABOUT.items()},
+    "decoder": "-log P(x|z) of z that the encoder draws",
+    "entropy": "of the encoder's q(z|x); of z's units only latents - entropy is free",
 }
 
 
@@ -61,7 +68,7 @@ class LikelihoodConfig:
         below=1.0,
         group="how",
     )
-    draws: int = setting(2, "bound, flow: independent repetitions, for the error bars", low=1, high=10_000, group="how")
+    draws: int = setting(2, "bound, flow, and in latents all: independent repetitions, for the error bars", low=1, high=10_000, group="how")
     seed: int = setting(0, "which samples, and all noise", low=0, high=2**63 - 1, group="how")
     weights: str = setting("ema", "ema: the averaged weights; raw: the last ones; ema-0.100: a certain average", group="how")
     step: int | None = setting(None, "training step of the checkpoint; none: the newest", low=0, group="how")
@@ -84,82 +91,6 @@ def add(parser: Parser) -> None:
     add_flags(parser, LikelihoodConfig, {})
 
 
-def card_of(run: str) -> Any:
-    """The data card the run folder holds, or None."""
-    import json
-
-    from ddpm.config import from_dict
-    from ddpm.denoiser import Card
-
-    folder = Path(run)
-    path = (folder.resolve().parent if (folder / "manifest.json").is_file() else folder) / "data_card.json"
-    return from_dict(Card, json.loads(path.read_text(encoding="utf-8")), where=str(path)) if path.is_file() else None
-
-
-def rows_to_score(dataset: Dataset, run: str, named: bool, config: LikelihoodConfig) -> tuple[Any, str]:
-    """Which rows, and what they are: the held-out ones of the run's own data, all of other data.
-
-    DataError where the run's own are not there and no others are named.
-    """
-    import numpy as np
-
-    from ddpm.random import generator
-
-    before = card_of(run)
-    own = before is not None and before.fingerprint == dataset.card.fingerprint
-    if not own and not named:
-        raise DataError(
-            f"{dataset.card.name}: not the data this run was trained on, which were perhaps given in Python; name what to score with --data"
-        )
-    rows, kind = np.arange(len(dataset)), "of the run's own, most of them trained on," if own else ""
-    if own and before is not None and before.held_out == dataset.card.held_out > 0:  # which, with the data, decides the split
-        rows, kind = dataset.held_rows, "held out,"
-    if config.n is not None and config.n < len(rows):
-        rows = np.sort(generator(config.seed, "order").choice(rows, config.n, replace=False))
-    return rows, kind
-
-
-def check_samples(dataset: Dataset, raw: Any, model: NetworkDenoiser) -> None:
-    """DataError for samples that are not of the model's kind: another shape, or levels it does not know."""
-    import numpy as np
-
-    if tuple(dataset.card.shape) != model.data_shape:
-        raise DataError(f"{dataset.card.name}: samples of shape {tuple(dataset.card.shape)}, the model was trained on {model.data_shape}")
-    bins = model.codec.bins
-    if bins is not None and (raw.min() < bins[0] or raw.max() > bins[1] or bool((raw != np.round(raw)).any())):
-        raise DataError(
-            f"{dataset.card.name}: values from {raw.min():g} to {raw.max():g}; the model knows the whole numbers {bins[0]:g} to {bins[1]:g}"
-        )
-
-
-def condition(
-    dataset: Dataset, values: dict[str, Any], model: NetworkDenoiser, document: dict[str, Any], asked: bool
-) -> tuple[dict[str, torch.Tensor] | None, str]:
-    """The condition of the rows, and what to say of it; DataError where the model cannot do without one that is missing."""
-    import torch
-
-    known = {"class": document["classes"], "vector": document["vector"]}
-    have = {"class": list(dataset.card.classes), "vector": list(dataset.card.vector)}
-    given = [key for key in ("class", "vector") if asked and key in values and known[key][: len(have[key])] == have[key] != []]
-    if "image" in model.conditions:
-        if "image" not in values:
-            raise DataError(f"{dataset.card.name}: this model needs a condition image beside each sample, these data have none")
-        given.append("image")
-    missing = sorted(set(model.conditions) - set(given))
-    if missing and document["cond_dropout"] == 0.0:
-        raise DataError(
-            f"{dataset.card.name}: the data lack the model's {', '.join(missing)}, "
-            "and it was trained with --cond-dropout 0, so it knows no answer without"
-        )
-    if missing:  # hidden together, as they were in training
-        given = [key for key in given if key == "image"]
-    cond = {key: torch.from_numpy(values[key]) for key in given}
-    if missing and cond:
-        cond["null"] = torch.ones(len(values["image"]), dtype=torch.bool)
-    words = {"class": "classes", "vector": "vectors", "image": "images"}
-    return cond or None, "given their " + " and ".join(words[key] for key in given) if given else "unconditional"
-
-
 def _batches(x0: torch.Tensor, cond: dict[str, torch.Tensor] | None, size: int, route: str) -> Iterator[tuple[int, Any, Any]]:
     for begin in range(0, len(x0), size):
         if sys.stderr.isatty():
@@ -168,7 +99,7 @@ def _batches(x0: torch.Tensor, cond: dict[str, torch.Tensor] | None, size: int, 
         yield begin, x0[begin : begin + size], some
 
 
-def _joined(parts: list[Scores]) -> Scores:
+def _joined(parts: Sequence[Scores]) -> Scores:
     import torch
 
     return type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
@@ -181,58 +112,71 @@ def variance_of(config: LikelihoodConfig, model: NetworkDenoiser) -> Any:
     return "learned" if model.learned_variance else "analytic" if model.residuals is not None else "large"
 
 
-def score(
+def routes(
     model: NetworkDenoiser, x0: torch.Tensor, cond: dict[str, torch.Tensor] | None, config: LikelihoodConfig
-) -> tuple[dict[str, Scores], Any]:
-    """The scores of every route asked for, and the terms of the bound (of the last batch's steps, all samples) or None."""
-    import torch
-
-    from ddpm.likelihood import Terms, continuous, discrete, fit, flow
+) -> dict[str, Callable[..., Any]]:
+    """What scores a batch, by route: (model, x, cond, seed=, first=) -> Scores, or Terms of the bound."""
+    from ddpm.likelihood import continuous, discrete, fit, flow
     from ddpm.sampling import Adaptive
 
-    found: dict[str, Scores] = {}
-    terms = None
-    chain = model.process.schedule.T is not None
-    if config.route == "bound" or (config.route == "all" and chain):
-        kind = variance_of(config, model)
-        parts = [
-            discrete(model, x, c, variance=kind, terms=config.terms, draws=config.draws, seed=config.seed, first=begin)
-            for begin, x, c in _batches(x0, cond, config.batch, "bound")
-        ]
-        found["bound"] = _joined([part.scores for part in parts])
-        nats, prior, distortion = (torch.cat([getattr(part, key) for part in parts]) for key in ("nats", "prior", "distortion"))
-        terms = Terms(parts[0].steps, parts[0].weight, nats, prior, distortion, found["bound"])
+    found: dict[str, Callable[..., Any]] = {}
+    draws = config.draws if model.autoencoder is None else 1  # each of config.draws latents is scored once
+    if config.route == "bound" or (config.route == "all" and model.process.schedule.T is not None):
+        found["bound"] = partial(discrete, variance=variance_of(config, model), terms=config.terms, draws=draws)
     if config.route in ("all", "continuous"):
-        found["continuous"] = _joined(
-            [
-                continuous(model, x, c, entry=config.entry, draws=config.levels, seed=config.seed, first=begin)
-                for begin, x, c in _batches(x0, cond, config.batch, "continuous")
-            ]
-        )
+        found["continuous"] = partial(continuous, entry=config.entry, draws=config.levels)
     if config.route in ("all", "flow"):
         way: Any = None if config.dequantise == "auto" else config.dequantise
         if way == "variational":
             way = fit(model, x0, cond, seed=config.seed)
         solver = Adaptive(rtol=config.tolerance, atol=config.tolerance)
-        options: dict[str, Any] = {"dequantise": way, "entry": config.entry, "probes": config.probes, "draws": config.draws}
-        found["flow"] = _joined(
-            [
-                flow(model, x, c, solver=solver, seed=config.seed, first=begin, **options)
-                for begin, x, c in _batches(x0, cond, config.batch, "flow")
-            ]
-        )
-    return found, terms
+        found["flow"] = partial(flow, dequantise=way, entry=config.entry, probes=config.probes, draws=draws, solver=solver)
+    return found
 
 
-def table(found: dict[str, Scores], entries: int, levels: bool) -> str:
-    """The routes' means with their error bars."""
-    unit = "bits/dim" if levels else "nats"
-    lines = [f"{'route':<11} {unit:>9} {'+/- data':>9} {'+/- noise':>9} {'calls':>6}  what it is"]
+def score(
+    model: NetworkDenoiser, x0: torch.Tensor, cond: dict[str, torch.Tensor] | None, config: LikelihoodConfig
+) -> tuple[dict[str, Scores], Terms | None]:
+    """The scores of every route asked for, and the terms of the bound (of the last batch's steps, all samples) or None.
+
+    x0: encoded samples; of a model in latents the samples as they are, whose scores come with those of their terms.
+    """
+    import torch
+
+    from ddpm.likelihood import Terms, latent_bound
+
+    found: dict[str, Scores] = {}
+    shared: dict[str, Scores] = {}
+    terms = None
+    for name, route in routes(model, x0, cond, config).items():
+        call = route
+        if model.autoencoder is not None:
+            call = partial(latent_bound, density=partial(_bounded, route) if name == "bound" else route, draws=config.draws)
+        parts: list[Any] = [call(model, x, c, seed=config.seed, first=begin) for begin, x, c in _batches(x0, cond, config.batch, name)]
+        if model.autoencoder is not None:
+            found[name], shared["decoder"], found[f"{name} latents"], shared["entropy"] = map(_joined, zip(*parts, strict=True))
+        elif name == "bound":
+            found[name] = _joined([part.scores for part in parts])
+            nats, prior, distortion = (torch.cat([getattr(part, key) for part in parts]) for key in ("nats", "prior", "distortion"))
+            terms = Terms(parts[0].steps, parts[0].weight, nats, prior, distortion, found[name])
+        else:
+            found[name] = _joined(parts)
+    return found | shared, terms
+
+
+def _bounded(chain: Callable[..., Terms], *args: Any, **options: Any) -> Scores:
+    return chain(*args, **options).scores
+
+
+def table(found: dict[str, Scores], entries: int, levels: bool, meant: dict[str, str]) -> str:
+    """The routes' means with their error bars, and what is meant by each."""
+    unit, width = "bits/dim" if levels else "nats", max(11, *map(len, found))
+    lines = [f"{'route':<{width}} {unit:>9} {'+/- data':>9} {'+/- noise':>9} {'calls':>6}  what it is"]
     for name, scores in found.items():
         mean, spread, noise = (scores.bits_per_dim(entries) if levels else scores).mean()
         shown = [f"{value:9.4f}" if math.isfinite(value) else f"{'-':>9}" for value in (mean, spread, noise)]
-        about = ABOUT[name] if levels else ABOUT[name].replace("log P", "log p")
-        lines.append(f"{name:<11} {' '.join(shown)} {scores.calls.double().mean().item():6.0f}  {about}")
+        about = meant[name] if levels else meant[name].replace("log P", "log p")
+        lines.append(f"{name:<{width}} {' '.join(shown)} {scores.calls.double().mean().item():6.0f}  {about}")
     lines.append("+/- data: standard error of the mean over the samples; +/- noise: the part that more draws would remove")
     return "\n".join(lines)
 
@@ -252,7 +196,8 @@ def write(path: Path, rows: Any, found: dict[str, Scores]) -> None:
 
     columns = {"row": np.asarray(rows)}
     for name, scores in found.items():
-        columns |= {f"{name}_nats": scores.nats.numpy(), f"{name}_error": scores.error.numpy()}
+        key = name.replace(" ", "_")
+        columns |= {f"{key}_nats": scores.nats.numpy(), f"{key}_error": scores.error.numpy()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
@@ -270,8 +215,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     problems = resolve(LikelihoodConfig, [flags], {}).problems()  # told before torch is imported
     if problems:
         raise ConfigError.of(problems)
+    import torch
+
+    from ddpm.cli.scored import check_samples, condition, rows_to_score
     from ddpm.cli.starting import refuse_cascades
     from ddpm.data import open_data
+    from ddpm.likelihood.latents import latent_codec
     from ddpm.training.classifier import run_data
     from ddpm.training.feed import encoded
     from ddpm.training.machine import choose
@@ -280,28 +229,31 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     own = Layer("the run", {"data": to_dict(run_data(open_run(args.run_folder)))})
     config = resolve(LikelihoodConfig, [own, flags], {})
     model, document = load_with_card(args.run_folder, step=config.step, weights=config.weights)
-    if model.autoencoder is not None:
-        raise ConfigError(
-            f"{args.run_folder}: diffuses in latents; what it gives a probability are those, not the data, and its decoder gives none"
-        )
+    latents = model.autoencoder is not None
+    if latents:
+        latent_codec(model)  # refuses what gives no bound
+        if config.curve:
+            raise ConfigError("curve: in latents the chain's rate and distortion are not those of the data; leave --curve out")
     refuse_cascades(args.run_folder, model, "it gives samples a probability once smaller ones are given, and none without")
     machine = choose(config.device, "fp32", None, sum(p.numel() for p in model.parameters()))
     dataset = open_data(config.data)
-    rows, kind = rows_to_score(dataset, args.run_folder, "data" in flags.values.get("data", {}), config)
+    rows, kind = rows_to_score(dataset, args.run_folder, model, "data" in flags.values.get("data", {}), config.n, config.seed)
     raw, values = dataset.batch(rows)
     check_samples(dataset, raw, model)
     cond, words = condition(dataset, values, model, document, config.conditional)
-    model, x0 = model.to(machine.device), encoded(model.codec, raw, machine.device)
+    model = model.to(machine.device)
+    x0 = torch.from_numpy(raw) if latents else encoded(model.codec, raw, machine.device)
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     found, terms = score(model, x0, cond, config)
     if sys.stderr.isatty():
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
-    entries, bins = x0[0].numel(), model.codec.bins
+    entries, bins = math.prod(model.data_shape), model.codec.bins
     measure = f"levels {bins[0]:g} to {bins[1]:g}" if bins else "continuous: -log density in the data's own units, of a whole sample"
-    print(f"{len(rows)} samples of {dataset.card.name} {tuple(model.shape)}, {kind + ' ' if kind else ''}{words}; {measure}")
-    chain = f", bound with variance {variance_of(config, model)}" if terms is not None else ""
-    print(f"{document['weights']}, seed {config.seed}{chain}")
-    print(table(found, entries, bins is not None))
+    print(f"{len(rows)} samples of {dataset.card.name} {tuple(model.data_shape)}, {kind + ' ' if kind else ''}{words}; {measure}")
+    chain = f", bound with variance {variance_of(config, model)}" if "bound" in found else ""
+    scale = f", decoder's Laplace scale {model.autoencoder.scale:.3g} of encoded data" if model.autoencoder is not None else ""
+    print(f"{document['weights']}, seed {config.seed}{chain}{scale}")
+    print(table(found, entries, bins is not None, ABOUT_LATENTS if latents else ABOUT))
     if terms is not None and bins is not None:
         unit = entries * math.log(2)
         print(f"bound = rate {terms.rate / unit:.4f} + distortion {terms.decoding / unit:.4f} bits/dim")

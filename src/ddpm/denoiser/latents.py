@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from ddpm.networks.autoencoder import Autoencoder
+    from ddpm.networks.autoencoder import Autoencoder, Posterior
 else:
     from ddpm.lazy import torch
 
@@ -45,16 +45,28 @@ class LatentCodec(Codec):
         raw = torch.as_tensor(raw)
         if tuple(raw.shape[1:]) == self.autoencoder.latent_shape:
             return self.latent.encode(raw)
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            x = self.pixels.encode(raw).to(torch.float32).to(self._device)
-            return self.latent.encode(self.autoencoder.posterior(x).mean).to(raw.device)
+        return self.latent.encode(self.posterior(raw).mean.to(raw.device))
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """The space diffused in -> the data's units and dtype, a sample at a time, in float32 whatever the network ran in."""
-        z = self.latent.decode(x).to(torch.float32).to(self._device)
+        """The space diffused in -> the data's units and dtype."""
+        return self.pixels.decode(self.copies(self.latent.decode(x)))
+
+    def posterior(self, raw: torch.Tensor) -> Posterior:
+        """q(z | raw) for data (B, *shape), of latents in their own units, before they are normalised; a sample at a time, in float32 on the
+        autoencoder's device.
+        """
+        x = self.pixels.encode(raw).to(torch.float32).to(self._device)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            parts = [self.pixels.decode(self.autoencoder.decode(one[None])).to(x.device) for one in z]
-        return torch.cat(parts)
+            parts = [self.autoencoder.posterior(one[None]) for one in x]
+        return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def copies(self, z: torch.Tensor) -> torch.Tensor:
+        """What the decoder makes of latents in their own units, (B, *shape) as `pixels` encodes data; a sample at a time, in float32
+        whatever the network ran in.
+        """
+        rows = z.to(torch.float32).to(self._device)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            return torch.cat([self.autoencoder.decode(one[None]).to(z.device) for one in rows])
 
     @property
     def _device(self) -> torch.device:

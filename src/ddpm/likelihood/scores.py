@@ -49,9 +49,9 @@ def averaged(draws: Sequence[Tensor], calls: Tensor) -> Scores:
 def in_own_units(nats: Tensor, x0: Tensor, codec: Codec | None) -> Tensor:
     """-log p of the encoded sample (B,) to that of the sample in its own units: plus the sum of log |d raw / d x| over its entries.
 
-    Discrete levels have a probability, which has no units: unchanged.
+    Discrete levels have a probability, which has no units: unchanged. Latents of levels have a density.
     """
-    if codec is None or codec.bins is not None:
+    if codec is None or codec.discrete:
         return nats
     return nats + codec.unit(x0).log().expand_as(x0).reshape(len(x0), -1).sum(1)
 

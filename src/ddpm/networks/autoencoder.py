@@ -52,12 +52,14 @@ class Autoencoder(nn.Module):
     """x (B, C, *axes) <-> z (B, latent, *axes / factor); made by `AutoencoderConfig.build`.
 
     Where there is a codebook, `decode` rounds every position of z to the nearest of its entries first; z itself is what is diffused.
+    scale: b of the Laplace distribution p(x | z) around `decode(z)`, in units of x, as training left it; None: not known.
     Sizes may differ from those it was built for, if they are divisible by the factor. Reference: see `AutoencoderConfig`.
     """
 
     def __init__(self, config: AutoencoderConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config, self.shape = config, shape
+        self.scale: float | None = None
         axes, continuous = len(shape) - 1, config.codes == 0
         self.encoder = Half(config, axes, shape[0], config.latent * (1 + continuous), up=False)
         self.decoder = Half(config, axes, config.latent, shape[0], up=True)

@@ -26,6 +26,11 @@ class AutoencodingLoss(nn.Module):
         super().__init__()
         self.weight, self.log_scale = weight, nn.Parameter(torch.zeros(()))
 
+    @property
+    def scale(self) -> float:
+        """b, in units of x."""
+        return float(self.log_scale.detach().double().exp())
+
     def forward(self, model: Autoencoder, x: Tensor, eps: Tensor) -> Tensor:
         """x (B, C, *axes) as encoded, eps (B, latent, *axes / factor) unit normals -> loss (B,)."""
         return self.with_copy(model, x, eps)[0]

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Cond, Denoiser, Prediction
+from ddpm.denoiser import Codec, Cond, Denoiser, Prediction
 from ddpm.errors import ConfigError
 from ddpm.process import At, Process
 
@@ -40,24 +40,29 @@ def _log_interval(low: Tensor, high: Tensor) -> Tensor:
     return top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-12)))
 
 
+def level_edges(x0: Tensor, codec: Codec) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """(low, high, lowest, highest), each like x0: the edges of the bin of each encoded level, and whether it is the lowest or the highest
+    one, whose bin is open; None for continuous data.
+
+    There are 17 levels of the digits, 256 of 8-bit pictures.
+    """
+    width, bounds = codec.bin_width(x0), codec.bounds(x0)
+    if width is None or bounds is None:
+        return None
+    return x0 - width / 2, x0 + width / 2, x0 < bounds[0] + width / 2, x0 > bounds[1] - width / 2
+
+
 def decoder_nll(x0: Tensor, mean: Tensor, std: Tensor, denoiser: Denoiser) -> Tensor:
     """-log p(x0 | x_1): the Gaussian's mass on x0's bin, open at the lowest and highest level; its density where data are continuous.
 
-    Bins come from the denoiser's codec: 17 for the digits, 256 for 8-bit pictures. Reference: Ho et al., 2020, eq. 13.
+    Reference: Ho et al., 2020, eq. 13.
     """
-    codec = denoiser.codec
-    width = codec.bin_width(x0) if codec is not None else None
-    if codec is None or width is None:
+    edges = None if denoiser.codec is None else level_edges(x0, denoiser.codec)
+    if edges is None:
         return 0.5 * ((x0 - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)
-    bounds = codec.bounds(x0)
-    assert bounds is not None  # bins imply bounds
-    lowest, highest = bounds
-    low, high = (x0 - width / 2 - mean) / std, (x0 + width / 2 - mean) / std
-    far = 40.0  # standard deviations beyond the other edge: as good as infinity
-    low, high = (
-        torch.where(x0 < lowest + width / 2, high.clamp(max=0.0) - far, low),
-        torch.where(x0 > highest - width / 2, low.clamp(min=0.0) + far, high),
-    )
+    low, high = ((edge - mean) / std for edge in edges[:2])
+    far = 40.0  # standard deviations beyond the other edge: as good as infinity, and differentiable
+    low, high = torch.where(edges[2], high.clamp(max=0.0) - far, low), torch.where(edges[3], low.clamp(min=0.0) + far, high)
     return -_log_interval(low, high)
 
 

@@ -204,6 +204,7 @@ def train_autoencoder(config: AutoencodeConfig, *, data: Dataset | None = None, 
         log = stack.enter_context(Logbook(folder, config.steps, fit.step, quiet=quiet, trackers=chosen(("auto",)), config=to_dict(config)))
         _loop(fit, folder, log, stop)
     checkpoint.load_into(fit.model, {**fit.model.state_dict(), **fit.ema.weights}, "the averaged weights")
+    fit.model.scale = fit.loss.scale
     return TrainedAutoencoder(folder, fit.model.eval(), fit.codec, stop.code)
 
 
@@ -247,4 +248,7 @@ def load_autoencoder(folder: str | Path) -> Through:
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{saved.path}: config.json does not describe an autoencoder: {type(error).__name__} {error}") from error
     checkpoint.load_into(model, saved.tensors("ema"), f"{saved.path.name}/ema.safetensors")
+    loss = AutoencodingLoss(0.0)  # where the decoder's scale is learned, and kept
+    checkpoint.load_into(loss, saved.tensors("loss"), f"{saved.path.name}/loss.safetensors")
+    model.scale = loss.scale
     return Through(model.eval(), codec)

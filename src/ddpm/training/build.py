@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -137,6 +138,7 @@ def _encoded(codec: Codec) -> dict[str, Any]:
         return {"codec": to_dict(codec)}
     autoencoder = codec.autoencoder
     about = {"network": to_dict(autoencoder.config), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape)}
+    about["scale"] = autoencoder.scale
     return {"codec": to_dict(codec.latent), "autoencoder": about}
 
 
@@ -147,8 +149,12 @@ def _below(base: Base | None) -> dict[str, Any]:
 
 def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]:
     """The autoencoder that config.json describes, with fresh weights, and the codec of its data."""
-    network = from_dict(AutoencoderConfig, about["network"], where="config.json")
-    return network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
+    autoencoder = from_dict(AutoencoderConfig, about["network"], where="config.json").build(tuple(about["shape"]))
+    scale = about.get("scale")  # runs of before it was kept, and autoencoders, whose loss has it, say nothing of it
+    if scale is not None and not 0.0 < scale < math.inf:
+        raise ConfigError(f"config.json: the autoencoder's scale is {scale}, must be positive")
+    autoencoder.scale = scale
+    return autoencoder, from_dict(Codec, about["codec"], where="config.json")
 
 
 def described_base(about: Mapping[str, Any]) -> Base:

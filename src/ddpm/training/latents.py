@@ -93,6 +93,14 @@ def diffused(dataset: Dataset, denoiser: NetworkDenoiser) -> Dataset:
     return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else with_low(dataset, denoiser)
 
 
+def card_fingerprint(dataset: Dataset, denoiser: NetworkDenoiser) -> str:
+    """What the card of a run of this model on these data says their fingerprint is; nothing is encoded for it."""
+    codec = denoiser.codec
+    if not isinstance(codec, LatentCodec):
+        return dataset.card.fingerprint
+    return _keyed(dataset, Through(codec.autoencoder, codec.pixels))[0]
+
+
 def in_latents(
     dataset: Dataset,
     through: Through,
@@ -122,12 +130,7 @@ def in_latents(
         problems.append("autoencoder: the data have no fingerprint to keep their latents under; open them by ddpm.data")
     if problems:
         raise ConfigError.of(problems)
-    weights = {name: tensor.cpu() for name, tensor in through.autoencoder.state_dict().items()}
-    about = {
-        "version": VERSION, "data": card.fingerprint, "autoencoder": digest_of(weights), "codec": to_dict(through.codec),
-        "flip": dataset.flip, "count": len(dataset),
-    }  # fmt: skip
-    key = digest_of({}, json.dumps(about, sort_keys=True))
+    key, about = _keyed(dataset, through)
     path = (cache or folder()) / "latents" / key
     _fill(dataset, through, path, about, say, world or World())
     store = Latents(path)
@@ -137,6 +140,16 @@ def in_latents(
         sigma_data=1.0, bins=None, fingerprint=key, normalise="standard",
     )  # fmt: skip
     return replace(dataset, card=latent, samples=store, flip=False)
+
+
+def _keyed(dataset: Dataset, through: Through) -> tuple[str, dict[str, Any]]:
+    """The latents' fingerprint, and what it is of."""
+    weights = {name: tensor.cpu() for name, tensor in through.autoencoder.state_dict().items()}
+    about = {
+        "version": VERSION, "data": dataset.card.fingerprint, "autoencoder": digest_of(weights), "codec": to_dict(through.codec),
+        "flip": dataset.flip, "count": len(dataset),
+    }  # fmt: skip
+    return digest_of({}, json.dumps(about, sort_keys=True)), about
 
 
 def _fill(dataset: Dataset, through: Through, path: Path, about: dict[str, Any], say: Callable[[str], None], world: World) -> None:
