@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.autoencoder import ConvolutionalAutoencoder
 from ddpm.objective.bound import mean_flat
 
 COMMITMENT = 0.25  # beta of van den Oord et al., eq. 3
@@ -26,7 +26,7 @@ class AutoencodingLoss(nn.Module):
         super().__init__()
         self.weight, self.log_scale = weight, nn.Parameter(torch.zeros(()))
 
-    def forward(self, model: Autoencoder, x: Tensor, eps: Tensor) -> Tensor:
+    def forward(self, model: ConvolutionalAutoencoder, x: Tensor, eps: Tensor) -> Tensor:
         """x (B, C, *axes) as encoded, eps (B, latent, *axes / factor) unit normals -> loss (B,)."""
         posterior = model.posterior(x)
         if model.codebook is None:

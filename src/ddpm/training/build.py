@@ -23,7 +23,8 @@ from ddpm.denoiser import (
     Student,
     default_clock,
 )
-from ddpm.errors import CheckpointError, ConfigError
+from ddpm.errors import CheckpointError, ConfigError, MissingLibraryError
+from ddpm.networks import pretrained
 from ddpm.networks.autoencoder import Autoencoder
 from ddpm.networks.config import AutoencoderConfig, CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
@@ -136,7 +137,7 @@ def _encoded(codec: Codec) -> dict[str, Any]:
     if not isinstance(codec, LatentCodec):
         return {"codec": to_dict(codec)}
     autoencoder = codec.autoencoder
-    about = {"network": to_dict(autoencoder.config), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape)}
+    about = {"network": autoencoder.described(), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape)}
     return {"codec": to_dict(codec.latent), "autoencoder": about}
 
 
@@ -147,8 +148,12 @@ def _below(base: Base | None) -> dict[str, Any]:
 
 def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]:
     """The autoencoder that config.json describes, with fresh weights, and the codec of its data."""
-    network = from_dict(AutoencoderConfig, about["network"], where="config.json")
-    return network.build(tuple(about["shape"])), from_dict(Codec, about["codec"], where="config.json")
+    network, shape = about["network"], tuple(about["shape"])
+    if "diffusers" in network:
+        model = pretrained.remake(network["diffusers"], shape)
+    else:
+        model = from_dict(AutoencoderConfig, network, where="config.json").build(shape)
+    return model, from_dict(Codec, about["codec"], where="config.json")
 
 
 def _described_base(about: Mapping[str, Any]) -> Base:
@@ -171,7 +176,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
     """The denoiser that config.json describes, with fresh weights. A person's own network must be handed in again.
 
     entries: how many numbers the weights' file holds; a description of a larger network is refused before memory is taken for it.
-    Raises CheckpointError where the description cannot be read or a network is missing.
+    Raises CheckpointError where the description cannot be read or a network is missing, MissingLibraryError where a library is.
     """
     if document.get("kind") == "autoencoder":
         raise CheckpointError("this is an autoencoder, no model that can be drawn from; train one in its latents: ddpm train --autoencoder")
@@ -212,7 +217,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser
-    except CheckpointError:
+    except (CheckpointError, MissingLibraryError):
         raise
     except ConfigError as error:
         raise CheckpointError(f"config.json cannot be used: {error}") from error
