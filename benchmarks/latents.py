@@ -1,11 +1,15 @@
-"""Latents against pixels, and how much memory a large picture takes.
+"""Latents against pixels, how much memory a large picture takes, and what tiles make of that.
 
     python benchmarks/latents.py --part memory      a 512x512 picture through a latent model: peak memory; a minute
+    python benchmarks/latents.py --part tiles       a 1024x1024 picture decoded whole and in tiles: memory, time, difference; minutes
     python benchmarks/latents.py --part scenes      128x128 scenes of real digits: a latent and a pixel model, --minutes of training each
 
 scenes: grey pictures of 6 to 10 handwritten digits (scikit-learn's, enlarged three times) that do not overlap, on a slope of grey; made
 from seed 0. Both models get the same minutes of the same cores, the latent one's autoencoder included. Scored are --n samples of each by
 the Frechet distance on features of an encoder trained on the scenes, beside that of unseen scenes, and the pictures a second they draw at.
+
+tiles: memory with the autoencoder of --part memory, untrained; the difference with one that is trained on 64x64 pieces of scenes for 300
+steps, on a 1024x1024 picture of 64 scenes.
 
 The last line is JSON.
 """
@@ -53,13 +57,18 @@ def scenes(count: int, seed: int) -> NDArray[np.uint8]:
 
 def memory() -> dict[str, Any]:
     """Peak memory of a process that draws one 3x512x512 picture in 4 calls through latents of 4x64x64; untrained weights take as much."""
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import latents; latents.draw_large()"
+    return apart("draw_large()")
+
+
+def apart(call: str) -> dict[str, Any]:
+    """What a function of this file prints in a process of its own: `ru_maxrss` never falls."""
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import latents; latents.{call}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw_large() -> None:
-    """In a process of its own: `ru_maxrss` never falls."""
+    """Print the peak memory of this process, and the time, of drawing a picture."""
     import ddpm
     from ddpm.denoiser import Codec, Index, NetworkDenoiser, V
     from ddpm.networks import AutoencoderConfig, UNetConfig
@@ -80,6 +89,62 @@ def draw_large() -> None:
             {"peak_gib": round(peak, 2), "seconds": round(time.perf_counter() - began, 1), "autoencoder": sizes[0], "network": sizes[1]}
         )
     )
+
+
+def tiles(folder: Path) -> dict[str, Any]:
+    """Memory and time of decoding one 3x1024x1024 picture, whole and in tiles, and how far the tiles are from the whole."""
+    result: dict[str, Any] = {}
+    for tile in (None, 64, 32):
+        result[f"tile {tile}"] = apart(f"decode_large({tile})")
+        print(tile, result[f"tile {tile}"], flush=True)
+    return {**result, "difference": differences(folder)}
+
+
+def decode_large(tile: int | None) -> None:
+    """Print the peak memory of this process before and after decoding a 3x1024x1024 picture, and the time."""
+    from ddpm.denoiser import Codec, LatentCodec
+    from ddpm.networks import AutoencoderConfig
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderConfig(channels=64, mults=(1, 2, 4, 4), blocks=2).build((3, 1024, 1024))
+    pixels = Codec(shift=(127.5,) * 3, scale=(127.5,) * 3, dtype="uint8", bins=(0.0, 255.0))
+    codec = replace(LatentCodec.through(autoencoder, pixels, Codec(shift=(0.0,) * 4, scale=(1.0,) * 4)), tile=tile)
+    z = torch.randn(1, *autoencoder.latent_shape)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter()
+    assert codec.decode(z).shape == (1, 3, 1024, 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"before_gib": round(before, 2), "peak_gib": round(peak, 2), "seconds": round(time.perf_counter() - began, 1)}))
+
+
+def differences(folder: Path) -> dict[str, Any]:
+    """Of a trained autoencoder: tiles against the whole, in 8-bit levels, and the PSNR of both against the original."""
+    from ddpm.data import from_arrays
+    from ddpm.denoiser import LatentCodec
+    from ddpm.metrics import psnr
+    from ddpm.networks import AutoencoderConfig
+    from ddpm.training.autoencoder import train_autoencoder
+    from ddpm.training.config import AutoencodeConfig
+
+    seen, side = scenes(500, 0), 8 * SIDE
+    pieces = from_arrays(seen.reshape(500, 2, 64, 2, 64).swapaxes(2, 3).reshape(2000, 1, 64, 64), name="pieces of scenes")
+    config = AutoencodeConfig(
+        out=str(folder / "pieces"), steps=300, batch=16, network=AutoencoderConfig(channels=16, mults=(1, 2, 4), latent=4)
+    )
+    trained = train_autoencoder(config, data=pieces, quiet=True)
+    unit = replace(trained.codec, shift=(0.0,) * 4, scale=(1.0,) * 4, dtype="float32", bins=None)
+    codec = LatentCodec.through(trained.autoencoder, replace(trained.codec, dtype="float32", bins=None), unit)
+    picture = torch.from_numpy(scenes(64, 3).reshape(8, 8, SIDE, SIDE).swapaxes(1, 2).reshape(1, 1, side, side))
+    with torch.no_grad():
+        z = trained.autoencoder.posterior(trained.codec.encode(picture)).mean
+    whole = codec.decode(z)
+    result: dict[str, Any] = {"psnr_whole": psnr(whole, picture.float(), 255.0).item()}
+    for tile in (128, 64, 32):
+        found = replace(codec, tile=tile).decode(z)
+        error = (found - whole).abs()
+        result[f"tile {tile}"] = {
+            "rms": error.square().mean().sqrt().item(), "largest": error.max().item(), "psnr": psnr(found, picture.float(), 255.0).item()
+        }  # fmt: skip
+    return result
 
 
 def compared(minutes: float, n: int, folder: Path) -> dict[str, Any]:
@@ -145,13 +210,15 @@ def trained_for(config: Any, data: Any, minutes: float) -> tuple[Any, int]:
 def main() -> int:
     """One part or the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("memory", "scenes"), required=True)
+    parser.add_argument("--part", choices=("memory", "tiles", "scenes"), required=True)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training for each model")
     parser.add_argument("--n", type=int, default=500, help="samples scored")
     parser.add_argument("--folder", type=Path, default=None, help="where runs are kept; none: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        result = memory() if args.part == "memory" else compared(args.minutes, args.n, args.folder or Path(scratch))
+        folder = args.folder or Path(scratch)
+        parts = {"memory": memory, "tiles": lambda: tiles(folder), "scenes": lambda: compared(args.minutes, args.n, folder)}
+        result = parts[args.part]()
     print(json.dumps(result))
     return 0
 

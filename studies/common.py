@@ -26,6 +26,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from ddpm.config import to_dict
 from ddpm.data import from_arrays, open_data
 from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
@@ -146,7 +147,10 @@ def perform(jobs: Sequence[Job], act: Act, args: argparse.Namespace) -> dict[str
 
 
 def key(job: Job) -> str:
-    about = repr((job, SAMPLES, TESTS, LEVELS.tolist()))
+    """A name for a job's scores, of the settings that are not the defaults: those that later versions add change nothing."""
+    usual = to_dict(TrainConfig(), named=True)
+    changed = {name: value for name, value in to_dict(job.config, named=True).items() if value != usual[name]}
+    about = repr((job.name, job.seed, changed, job.extra, SAMPLES, TESTS, LEVELS.tolist()))
     plain = "".join(letter if letter.isalnum() else "-" for letter in job.name)
     return f"{plain}-{job.seed}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
@@ -181,8 +185,10 @@ def distance(model: Denoiser, here: World, steps: int, sampler: Sampler | None =
 
 
 def mean(values: Iterable[float]) -> tuple[float, float]:
-    """(mean, standard error) over the seeds."""
+    """(mean, standard error) over the seeds; infinite, and unknown, where one is."""
     kept = list(values)
+    if not all(map(math.isfinite, kept)):
+        return math.inf, math.nan
     return statistics.fmean(kept), statistics.stdev(kept) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan
 
 

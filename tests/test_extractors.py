@@ -95,8 +95,10 @@ def test_raw_features_are_the_entries_or_their_means() -> None:
     assert plain.dim == 192 and torch.equal(plain.features(x), x.flatten(1).float())
     assert pooled.dim == 48 and torch.equal(pooled.features(x), F.avg_pool2d(x.float(), 2).flatten(1))
     assert pooled.identity != plain.identity
-    with pytest.raises(ConfigError, match="cannot be halved"):
-        Raw(card(shape=(3, 9, 9)), most=50)
+    odd, flat = Raw(card(shape=(3, 9, 9)), most=50), torch.arange(3.0).view(1, 3, 1, 1).expand(2, 3, 9, 9)
+    assert odd.dim == 27 and torch.equal(odd.features(flat), torch.arange(3.0).repeat_interleave(9).expand(2, 27))
+    for shape in ((1, 4101), (3, 5, 40, 40)):
+        assert Raw(card(shape=shape), most=4096).features(torch.ones(2, *shape)).shape == (2, Raw(card(shape=shape), most=4096).dim)
 
 
 # --- trained here ------------------------------------------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ import ddpm
 from ddpm.cli import main
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
-from ddpm.denoiser import LatentCodec
+from ddpm.denoiser import Codec, LatentCodec
 from ddpm.denoiser.serving import serving
+from ddpm.denoiser.tiles import tiled
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.likelihood import continuous, latent_bound
 from ddpm.networks import AutoencoderConfig, UNetConfig
+from ddpm.networks.autoencoder import ConvolutionalAutoencoder
 from ddpm.random import generator, normals
 from ddpm.training import latents, train
 from ddpm.training.autoencoder import Through, load_autoencoder, train_autoencoder
@@ -30,7 +32,7 @@ from ddpm.training.checkpoints import checkpoint
 from ddpm.training.config import AutoencodeConfig, TrainConfig
 from ddpm.training.distributed.world import World
 from ddpm.training.latents import Latents, encode, in_latents
-from small_runs import digests, settings
+from small_runs import digests, settings, table
 
 NETWORK = UNetConfig(channels=8, mults=(1,), blocks=1, attention=(), dropout=0.0)
 
@@ -217,6 +219,7 @@ def test_the_commands_know_what_latents_are(home: Path, capsys: pytest.CaptureFi
     assert (home / "commands" / "samples" / "step-0000004.png").is_file()
     for words in (
         ["sample", run, "--n", "4", "--steps", "3"],
+        ["sample", run, "--n", "4", "--steps", "3", "--tile", "8"],
         ["evaluate", run, "--n", "60", "--steps", "2", "--extractor", "raw", "--sweep", "0"],
         ["interpolate", run, f"{home / 'x.npz'}:0", f"{home / 'x.npz'}:1", "--steps", "3"],
         ["ema", run],
@@ -269,7 +272,7 @@ def test_data_have_a_likelihood_through_continuous_latents_alone(
 
     old = opened(home)
     old.autoencoder.scale = None  # as a run of before it was kept has it
-    monkeypatch.setattr("ddpm.training.run.load_autoencoder", lambda _: old)
+    monkeypatch.setattr("ddpm.training.run.load_through", lambda *_: old)
     train(asked(home, "old", steps=1), quiet=True)
     monkeypatch.undo()
     words[1] = str(home / "old")
@@ -283,13 +286,29 @@ def test_a_run_keeps_the_autoencoder_it_began_with(home: Path, tmp_path: Path) -
     train(asked(home, "kept"), quiet=True)
     other = shutil.copytree(home / "ae", tmp_path / "moved")
     train(replace(asked(home, "kept", steps=5), autoencoder=str(other)), quiet=True)
-    config = AutoencodeConfig(
-        out=str(tmp_path / "other"), steps=2, batch=8, threads=1, precision="fp32", network=opened(home).autoencoder.config, seed=1
-    )
+    own = opened(home).autoencoder
+    assert isinstance(own, ConvolutionalAutoencoder)
+    config = AutoencodeConfig(out=str(tmp_path / "other"), steps=2, batch=8, threads=1, precision="fp32", network=own.config, seed=1)
     train_autoencoder(config, data=data(home), quiet=True)
     for given, words in ((str(tmp_path / "other"), "is not the one"), (None, "begun with --autoencoder")):
         with pytest.raises(ConfigError, match=words):
             train(replace(asked(home, "kept", steps=6, accept_data_change=True), autoencoder=given), quiet=True)
+
+
+def test_large_latents_are_decoded_in_tiles(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where that is asked for: what comes out is the tiles', near the whole; a model without latents has nothing to decode."""
+    through, unit = opened(home), Codec(shift=(0.0,) * 2, scale=(1.0,) * 2)
+    whole = LatentCodec.through(through.autoencoder, through.codec, unit)
+    z = torch.randn(2, 2, 8, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        by_hand = through.codec.decode(tiled(through.autoencoder.decode, z, 8))
+    found = replace(whole, tile=8).decode(z)
+    assert found.shape == (2, 3, 16, 40) and (found.int() - by_hand.int()).abs().max() <= 1
+    assert torch.equal(replace(whole, tile=20).decode(z), whole.decode(z)) and not torch.equal(found, whole.decode(z))
+    assert (found.float() - whole.decode(z).float()).abs().mean() < 16
+    train(settings(tmp_path / "plain"), data=table(), quiet=True)
+    assert main(["sample", str(tmp_path / "plain"), "--n", "2", "--steps", "2", "--tile", "8"]) == 2
+    assert "tile: got 8, but this model draws samples as they are" in capsys.readouterr().err
 
 
 def test_what_cannot_be_encoded_is_refused(home: Path, tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ class ConfigError(DDPMError):
         return error
 
 
+class MissingLibraryError(ConfigError):
+    """A library of an extra that is asked for and not installed; the message names the command that installs it."""
+
+
 class DataError(DDPMError):
     """Data that cannot be read, or that do not fit the settings or the model."""
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from ddpm.errors import ConfigError, DataError
 from ddpm.metrics import mean_psnr, psnr, ssim
 from ddpm.networks import AutoencoderConfig
-from ddpm.networks.autoencoder import Autoencoder, Posterior
+from ddpm.networks.autoencoder import ConvolutionalAutoencoder, Posterior
 from ddpm.networks.blocks import reference
 from ddpm.networks.discriminator import PatchDiscriminator
 from ddpm.objective import AutoencodingLoss, Critic
@@ -22,7 +22,7 @@ SMALL = AutoencoderConfig(channels=8, mults=(1, 2), latent=3)
 CODES = AutoencoderConfig(channels=8, mults=(1, 2), latent=3, codes=7)
 
 
-def built(config: AutoencoderConfig, shape: tuple[int, ...] = (2, 8, 12)) -> Autoencoder:
+def built(config: AutoencoderConfig, shape: tuple[int, ...] = (2, 8, 12)) -> ConvolutionalAutoencoder:
     """In float64, with numbers in every layer."""
     torch.manual_seed(0)
     model = config.build(shape).double()

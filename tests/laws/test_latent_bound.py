@@ -18,7 +18,7 @@ from ddpm.likelihood import LatentTerms, Scores, continuous, discrete, flow, lat
 from ddpm.likelihood.latents import laplace_nll, log_mass
 from ddpm.likelihood.scores import in_own_units
 from ddpm.networks import AutoencoderConfig
-from ddpm.networks.autoencoder import Autoencoder, Posterior
+from ddpm.networks.autoencoder import ConvolutionalAutoencoder, Posterior
 from ddpm.process import Process, Straight
 from ddpm.sampling import Adaptive
 
@@ -35,7 +35,7 @@ def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-class Affine(Autoencoder):
+class Affine(ConvolutionalAutoencoder):
     """q(z|x) = N(gain x + 0.3, std^2), decoded as slope z - 0.2, for samples of one number; p(x|z) is Laplace of scale b."""
 
     def __init__(self, gain: float = 1.6, std: float = 0.4, slope: float = 0.5, b: float = 0.2) -> None:

@@ -272,6 +272,49 @@ def test_copies_are_found_and_new_samples_are_not() -> None:
     assert all(sample == index for sample, index in all_copies.pairs)
 
 
+def test_too_little_variety_is_no_memory() -> None:
+    """Samples shrunk towards the mean are nearer to training data, and to unseen data alike."""
+    train, held = drawn(1200, 1, 64), drawn(200, 2, 64)
+    for scale in (0.5, 0.8, 0.9):
+        assert not memorisation(scale * drawn(500, 3, 64), train, held).found
+
+
+def test_as_many_are_called_copies_as_chance_says() -> None:
+    """With few held-out vectors too: none of 150 models that copy nothing is accused."""
+    found = [memorisation(drawn(400, 3 * k, 3), drawn(300, 3 * k + 1, 3), drawn(60, 3 * k + 2, 3)) for k in range(150)]
+    shares = torch.tensor([one.copies for one in found])
+    assert found[0].chance == pytest.approx(1 / 61) and not any(one.found for one in found)
+    assert abs(float(shares.mean()) - found[0].chance) < 5 * float(shares.std()) / 150**0.5
+
+
+def test_with_too_few_samples_nothing_is_corrected() -> None:
+    """Below five a dimension: the plain distance, and no interval."""
+    truth = Moments.of(drawn(4000, 9))
+    for count, enough in ((5 * D - 1, False), (5 * D, True)):
+        metric, x = Frechet(D), drawn(count, 1)
+        metric.update(x)
+        found = metric.result(truth)
+        assert found.raw == pytest.approx(frechet(Moments.of(x), truth)) and (found.low < found.value < found.high) is enough
+        assert (found.value == found.raw) is not enough and math.isnan(found.low) is not enough
+
+
+def test_the_inception_score_is_the_published_one_and_its_jackknife() -> None:
+    """raw: the mean over ten parts of N // 10; value and interval from the parts left out, by hand."""
+    logits = 2.0 * drawn(47, 1, 6)
+
+    def score(part: torch.Tensor) -> float:
+        p = part.softmax(1)
+        return float((p * (p / p.mean(0)).log()).sum(1).mean().exp())
+
+    parts = [logits[4 * k : 4 * k + 4] for k in range(10)]
+    left = [score(torch.cat([*parts[:k], *parts[k + 1 :]])) for k in range(10)]
+    value, mean = 10 * score(logits[:40]) - 9 * sum(left) / 10, sum(left) / 10
+    error = (0.9 * sum((one - mean) ** 2 for one in left)) ** 0.5
+    found = inception_score(logits)
+    assert found.raw == pytest.approx(sum(map(score, parts)) / 10) and found.value == pytest.approx(value)
+    assert found.high - found.value == pytest.approx(2.262157 * error, rel=1e-5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     """With the first sample that holds one."""

@@ -15,7 +15,7 @@ from ddpm.cli.starting import Starting
 from ddpm.cli.tuned import AUTO, asked_for_auto, settle, typed_of
 from ddpm.config import Families, Layer, check, setting
 from ddpm.denoiser.student import refusal
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, DataError
 from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Consistency, Sampler, way
 from ddpm.sampling.presets import name_of
@@ -23,7 +23,7 @@ from ddpm.sampling.presets import name_of
 if TYPE_CHECKING:
     import torch
 
-    from ddpm.denoiser import Cond, Denoiser, NetworkDenoiser
+    from ddpm.denoiser import Codec, Cond, Denoiser, LatentCodec, NetworkDenoiser
     from ddpm.training.machine import Machine
 
 FAMILIES: Families = {Sampler: (*SAMPLERS, Consistency, *PRESETS, AUTO), Grid: GRIDS}
@@ -51,6 +51,14 @@ class How:
     )
     clip_quantile: float = setting(
         0.995, "of |x0|: what clip dynamic clips to, then scales back into the range", above=0.0, high=1.0, group="how"
+    )
+    tile: int | None = setting(
+        None,
+        "of a model in latents: decode tiles of so many along each axis, which overlap, so that memory does not grow with the picture; "
+        "none: all at once",
+        low=8,
+        high=65_536,
+        group="how",
     )
     weights: str = setting("ema", "ema: the averaged weights; raw: the last ones; ema-0.100: a certain average", group="how")
     step: int | Literal["best"] | None = setting(
@@ -107,17 +115,25 @@ class Ready(NamedTuple):
         from ddpm.sampling import sample
 
         how = self.how
-        return sample(
+        x = sample(
             self.guided, size, steps=self.steps, sampler=how.sampler, grid=self.grid, seed=seed, first=first, cond=cond, clip=how.clip,
             clip_quantile=how.clip_quantile, batch=size, start=start, autocast=self.machine.autocast,
-            compiled=self.compiled, progress=progress,
-        ).cpu()  # fmt: skip
+            compiled=self.compiled, progress=progress, decode=False,
+        )  # fmt: skip
+        bad = int((~x.flatten(1).isfinite()).any(1).sum())  # levels of data cannot say so any more
+        if bad:
+            raise DataError(
+                f"samples: {bad} of {size} are not finite ({name_of(how.sampler)}, {self.steps} steps); other clipping or more steps may "
+                "help; where all are, the weights may be broken: look at the log of the run, or take an earlier --step"
+            )
+        return self.model.codec.decode(x).cpu()
 
     def told(self, seed: int) -> str:
         """Sampler, steps, seed and the rest, in words."""
         clip = self.how.clip if self.how.clip != "auto" else ("static" if self.model.codec.discrete else "off")
         way = f"{name_of(self.how.sampler)}, {self.steps} steps, seed {seed}, clip {clip}"
-        return f"{way}, {self.document['weights']}{self.how.guide.told}"
+        tiles = f", decoded in tiles of {self.how.tile}" if self.how.tile else ""
+        return f"{way}{tiles}, {self.document['weights']}{self.how.guide.told}"
 
 
 def ready(run: str, how: How, typed: Layer, start: Starting | None = None) -> Ready:
@@ -129,6 +145,8 @@ def ready(run: str, how: How, typed: Layer, start: Starting | None = None) -> Re
     loaded, document = load_with_card(run, step=how.step, weights=how.weights)
     machine = choose(how.device, how.precision, None, sum(p.numel() for p in loaded.parameters()))
     model: NetworkDenoiser = loaded.to(machine.device)
+    if how.tile is not None:
+        model.codec = _tiling(model.codec, how.tile)
     how = replace(how, step=document["step"]) if how.step == "best" else how
     if model.meaning != "mean":
         return _distilled(model, document, machine, how, typed, start)
@@ -139,6 +157,15 @@ def ready(run: str, how: How, typed: Layer, start: Starting | None = None) -> Re
     how.guide.check_model(document)
     guided, names = how.guide.guided(model, document, run, how.weights)
     return Ready(model, guided, names, document, machine, how, steps, start.grid(how.grid), chosen)
+
+
+def _tiling(codec: Codec, tile: int) -> LatentCodec:
+    """The codec that decodes in tiles; ConfigError for one that has nothing to decode."""
+    from ddpm.denoiser import LatentCodec
+
+    if not isinstance(codec, LatentCodec):
+        raise ConfigError(f"tile: got {tile}, but this model draws samples as they are, without an autoencoder; leave --tile out")
+    return replace(codec, tile=tile)
 
 
 def _distilled(model: NetworkDenoiser, document: Mapping[str, Any], machine: Machine, how: How, typed: Layer, start: Starting) -> Ready:

@@ -106,11 +106,12 @@ def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys:
     """
     import torch
 
+    from ddpm.evaluation.report.content import evenly
     from ddpm.likelihood import continuous, latent_bound
     from ddpm.likelihood.latents import latent_codec
     from ddpm.training.feed import conditions, encoded
 
-    rows = dataset.held_rows[: config.likelihood]
+    rows = evenly(dataset.held_rows, config.likelihood)  # data may be sorted
     if not len(rows) or model.codec is None or model.meaning != "mean" or model.base is not None:
         return None
     if model.autoencoder is not None:
@@ -160,6 +161,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError.of(problems)
     from ddpm.cli.scored import card_of, check_samples
     from ddpm.data import open_data
+    from ddpm.evaluation.extractors.extractor import digest
     from ddpm.evaluation.reference import foreign_statistics
     from ddpm.evaluation.report import Evaluator
     from ddpm.training.classifier import home_of, run_data
@@ -178,7 +180,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     extractor = extractor_of(config, dataset, drawing.machine.device)
     statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)
     evaluator = Evaluator(dataset, extractor, statistics, notice)
-    protocol = evaluator.train.protocol if statistics is None else evaluator.train.protocol._replace(rows=f"statistics {config.reference}")
+    protocol = evaluator.train.protocol
+    if statistics is not None:
+        protocol = protocol._replace(rows=f"statistics {digest(statistics.mean, statistics.cov)}")
     call = [repr(config), drawing.steps, drawing.document["sha256"], list(protocol)]
     drawn = Drawn.open(Path(config.out) if config.out else None, home_of(args.run_folder) / "report", call)
     try:
@@ -215,7 +219,7 @@ def _report(
         "losses": evaluator.losses(drawing.model, keys, drawing.machine.autocast),
         "drift": evaluator.drift(samples, cond.get("class") if cond else None),
         "bits_per_dim": bits(config, drawing.model, evaluator.dataset, keys), "sweep_n": config.sweep, "sweeps": curves,
-        "warnings": found.warnings,
+        "warnings": [*found.warnings, *(f"real data: {line}" for line in (real.warnings if real is not None else []))],
     }  # fmt: skip
     images = pictures(samples, features, evaluator, limits(drawing.model.codec))
     replace_text(drawn.folder / "report.html", page(report, images))
@@ -237,6 +241,6 @@ def show(found: Any, real: Any, config: EvaluateConfig, drawing: Ready, evaluato
         other = "" if real is None or name not in real.figures else f"{real.figures[name]:.4g}"
         print(f"{name:<22} {value:>28.4g} {other:>28}")
     if found.copies is not None:
-        print(f"{'copies':<22} {100 * found.copies.copies:>26.2f} % {'1 % by chance':>28}")
-    for line in found.warnings:
+        print(f"{'copies':<22} {100 * found.copies.copies:>26.2f} % {f'{100 * found.copies.chance:.2g} % by chance':>28}")
+    for line in [*found.warnings, *(f"real data: {line}" for line in (real.warnings if real is not None else []))]:
         notice(line)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.tiles import tiled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ class LatentCodec(Codec):
     """x = (z - shift)/scale for each channel of the latents z = E[z | raw] of an autoencoder; `decode` goes back through its decoder.
 
     shift, scale: of the latents; dtype, bins, low, high: of the data, as what comes out is in their units. There are no bounds on a latent,
-    and no bins.
+    and no bins. tile: entries of the latents along each axis that are decoded at a time, at least 8 (see `tiled`); None: all.
 
     Reference: Rombach et al., 2022, arXiv:2112.10752, section 3; scale measured from the data instead of a constant.
     """
@@ -31,6 +32,7 @@ class LatentCodec(Codec):
     latent: Codec
     pixels: Codec
     autoencoder: Autoencoder = field(repr=False, compare=False)
+    tile: int | None = None
 
     @classmethod
     def through(cls, autoencoder: Autoencoder, pixels: Codec, latent: Codec) -> LatentCodec:
@@ -66,7 +68,11 @@ class LatentCodec(Codec):
         """
         rows = z.to(torch.float32).to(self._device)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            return torch.cat([self.autoencoder.decode(one[None]).to(z.device) for one in rows])
+            return torch.cat([self._decoded(one[None]).to(z.device) for one in rows])
+
+    def _decoded(self, z: torch.Tensor) -> torch.Tensor:
+        decode = self.autoencoder.decode
+        return decode(z) if self.tile is None else tiled(decode, z, self.tile)
 
     @property
     def _device(self) -> torch.device:

@@ -15,11 +15,10 @@ from ddpm.errors import ConfigError
 from ddpm.evaluation import proposals
 from ddpm.evaluation.proposals import Choice
 from ddpm.evaluation.rehearsal import Cost, activations_of, parameters_of, rehearsed
-from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.build import measured
 from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig
-from ddpm.training.latents import in_latents
+from ddpm.training.latents import in_latents, load_through
 from ddpm.training.machine import Machine, choose
 from ddpm.training.memory import available_memory
 from ddpm.training.run import run_folder
@@ -128,7 +127,7 @@ def make_plan(layers: Sequence[Layer], *, data: Dataset | None = None, seconds: 
     began = time.perf_counter()
     dataset = data if data is not None else open_data(config.data)
     if config.autoencoder is not None:
-        dataset = in_latents(dataset, load_autoencoder(config.autoencoder))
+        dataset = in_latents(dataset, load_through(config.autoencoder, dataset))
     reading = time.perf_counter() - began
     card = dataset.card
     draft = _Draft(layers)

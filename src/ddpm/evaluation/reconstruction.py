@@ -16,6 +16,7 @@ from ddpm.denoiser import Codec
 from ddpm.evaluation.extractors.extractor import Extractor
 from ddpm.metrics import Moments, frechet, mean_psnr, psnr, ssim
 from ddpm.networks.autoencoder import Autoencoder
+from ddpm.training.latents import at_once
 
 BATCH = 64
 MOST = 2048  # samples that are copied
@@ -32,8 +33,12 @@ def shown_rows(dataset: Dataset) -> tuple[str, Rows]:
 def copied(autoencoder: Autoencoder, codec: Codec, raw: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """(copies in the data's units, latents) of raw samples (B, *shape), through the mean of q(z | x)."""
     device = next(autoencoder.parameters()).device
-    z = autoencoder.posterior(codec.encode(torch.from_numpy(raw)).to(torch.float32).to(device)).mean
-    return codec.decode(autoencoder.decode(z)).cpu(), z.cpu()
+    copies, latents = list[Tensor](), list[Tensor]()
+    for some in torch.from_numpy(raw).split(at_once(raw.shape[1:])):
+        z = autoencoder.posterior(codec.encode(some).to(torch.float32).to(device)).mean
+        copies.append(codec.decode(autoencoder.decode(z)).cpu())
+        latents.append(z.cpu())
+    return torch.cat(copies), torch.cat(latents)
 
 
 def reach_of(codec: Codec) -> float:
@@ -74,7 +79,7 @@ def reconstruction(
     }  # fmt: skip
     if autoencoder.codebook is not None:
         used = torch.cat([autoencoder.codes(part.to(autoencoder.codebook.device)).flatten().cpu() for part in latents])
-        found["codes_used"] = len(used.unique())
+        found |= {"codes": len(autoencoder.codebook), "codes_used": len(used.unique())}
     if extractor is not None and len(rows) >= 80:
         truth = torch.cat(real)
         found["frechet"] = frechet(Moments.of(torch.cat(made)), Moments.of(truth))

@@ -90,11 +90,14 @@ def foreign_statistics(path: Path, dim: int) -> Moments:
     """Mean and covariance from another tool's .npz with `mu` (D,) and `sigma` (D, D); ConfigError for anything else."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            mu, sigma = np.asarray(file["mu"]), np.asarray(file["sigma"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            mu, sigma = (np.asarray(file[name]).astype(np.float64) for name in ("mu", "sigma"))
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(f"reference: {path} holds no mu and sigma ({error}); give an .npz with both") from error
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
         raise ConfigError(f"reference: {path} has mu {mu.shape} and sigma {sigma.shape}; this extractor makes vectors of {dim} numbers")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ConfigError(f"reference: {path} has entries that are not finite")
+    size = float(np.abs(sigma).max()) or 1.0
+    if np.abs(sigma - sigma.T).max() > 1e-4 * size or np.linalg.eigvalsh((sigma + sigma.T) / 2)[0] < -1e-3 * size:
+        raise ConfigError(f"reference: the sigma of {path} is no covariance: it must be symmetric, without negative eigenvalues")
     return Moments.given(torch.from_numpy(mu), torch.from_numpy(sigma))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor
 from ddpm.evaluation.reference import Reference
 from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation
+from ddpm.metrics.frechet import FEW as ENOUGH
 from ddpm.metrics.inception import SPLITS
+from ddpm.metrics.memorisation import LEAST
 
 NEIGHBOURS = 5
 MOST = 10_000  # vectors on each side of what compares all pairs
@@ -60,11 +63,16 @@ def score(
     estimates = {"frechet": metric.result(moments)}
     figures: dict[str, float] = {}
     warnings: list[str] = []
-    if count < FEW * dim:
+    if math.isnan(estimates["frechet"].low):
+        warnings.append(
+            f"{count} samples for vectors of {dim} numbers are too few to tell by how much the Frechet distance comes out too large: it is "
+            f"uncorrected and has no interval; use {ENOUGH * dim} or more"
+        )
+    elif count < FEW * dim:
         gap = estimates["frechet"].raw - estimates["frechet"].value
         warnings.append(
             f"{count} samples for vectors of {dim} numbers: uncorrected, the Frechet distance would come out {gap:.3g} too large; "
-            f"figures published with 50,000 samples compare with the corrected one only"
+            "published figures are uncorrected, and compare with the uncorrected one of as many samples only"
         )
     copies = None
     if isinstance(against, Reference):
@@ -74,13 +82,15 @@ def score(
         pairs = mine[_spread(len(mine), alike)], some[_spread(len(some), alike)]
         near = manifold(*pairs, min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
         figures |= {name: round(value, 6) for name, value in near._asdict().items()}
-        if held_out is not None and train:
+        if held_out is not None and train and len(held_out.features) < LEAST:
+            warnings.append(f"memory: {len(held_out.features)} samples are held out; telling copies from chance takes {LEAST}: --holdout")
+        elif held_out is not None and train:
             against.protocol._replace(rows="held out").check(held_out.protocol)
             copies = memorisation(mine, against.features, held_out.features)
             if copies.found:
                 warnings.append(
-                    f"memory: {100 * copies.copies:.1f} % of the samples are nearer to training data than 99 % of held-out data are; "
-                    "the model copies"
+                    f"memory: {100 * copies.copies:.1f} % of the samples are nearer to training data, beside how near they are to unseen "
+                    f"data, than hardly any unseen data are ({100 * copies.chance:.2g} % by chance); the model copies"
                 )
     if logits is not None and len(logits) >= 2 * SPLITS:
         estimates["inception_score"] = inception_score(logits)

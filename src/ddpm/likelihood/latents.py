@@ -74,9 +74,9 @@ def latent_codec(denoiser: Denoiser) -> tuple[LatentCodec, float]:
         )
     if codec.autoencoder.scale is None:
         raise ConfigError(
-            "likelihood: diffuses in latents, and this run, older than that, does not hold the scale of its decoder's distribution; the "
-            "folder of its autoencoder does: train on from there (ddpm train as before, with more --steps), or in Python "
-            "denoiser.autoencoder.scale = ddpm.training.autoencoder.load_autoencoder(FOLDER).autoencoder.scale"
+            "likelihood: diffuses in latents, and this run does not hold the scale of its decoder's distribution. One of diffusers has "
+            "none; of an older run the autoencoder's folder does: train on from there (ddpm train as before, with more --steps), or in "
+            "Python denoiser.autoencoder.scale = ddpm.training.autoencoder.load_autoencoder(FOLDER).autoencoder.scale"
         )
     return codec, codec.autoencoder.scale
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 LEVEL = 0.95
@@ -9,7 +10,7 @@ LEVEL = 0.95
 
 class Estimate(NamedTuple):
     """value: the estimate, corrected for the bias of few samples; low, high: its 95 % interval; raw: without correction, as published
-    figures are; samples: how many it is of.
+    figures are; samples: how many it is of. Where there are too few to tell the bias, value is raw, and low and high are NaN.
     """
 
     value: float
@@ -19,4 +20,4 @@ class Estimate(NamedTuple):
     samples: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g} (uncorrected)" if math.isnan(self.low) else f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"

@@ -23,6 +23,7 @@ from ddpm.metrics.estimate import LEVEL, Estimate
 from ddpm.metrics.moments import Moments, checked
 
 GROUPS = 20
+FEW = 5  # samples a dimension, below which the correction, which takes the bias for linear in 1/N, goes too far
 
 
 def root(cov: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ class Frechet:
     def result(self, reference: Moments | Frechet) -> Estimate:
         """The distance to a reference: to `Moments` that count as exact, as in FID; or to samples, whose own scatter then enters too.
 
+        With fewer than `FEW` samples a dimension there is no telling the bias: the value is the uncorrected one, the interval NaN.
+
         DataError for fewer than two groups with samples, or fewer samples than two.
         """
         fixed = reference if isinstance(reference, Moments) else reference.moments
@@ -80,6 +83,9 @@ class Frechet:
             raise DataError(f"samples: got {whole.count}; a Frechet distance with an interval needs at least {2 * len(self.groups)}")
         fixed_root = root(fixed.cov)
         raw = _distance(fixed_root, fixed, whole)
+        fewest = min([whole.count, *([reference.moments.count] if isinstance(reference, Frechet) else [])])
+        if fewest < FEW * len(whole.mean):
+            return Estimate(raw, math.nan, math.nan, raw, whole.count)
         bias, variance = _jackknife(raw, [_distance(fixed_root, fixed, left) for left in left_out(mine)])
         degrees = len(mine) - 1
         if isinstance(reference, Frechet):

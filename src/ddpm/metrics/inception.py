@@ -29,8 +29,8 @@ def inception_score(logits: Tensor, splits: int = SPLITS) -> Estimate:
     if len(logits) < 2 * splits:
         raise DataError(f"samples: got {len(logits)}; an Inception score of {splits} parts needs at least {2 * splits}")
     log_p = torch.log_softmax(logits, dim=1)
-    parts = log_p.chunk(splits)
-    whole = _score(log_p)
+    parts = log_p[: len(log_p) // splits * splits].chunk(splits)  # the rest, fewer than a part has, is left out, as published
+    whole = _score(torch.cat(parts))
     left = [_score(torch.cat([*parts[:k], *parts[k + 1 :]])) for k in range(len(parts))]
     mean = sum(left) / len(left)
     value = whole - (len(left) - 1) * (mean - whole)

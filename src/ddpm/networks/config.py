@@ -14,7 +14,7 @@ from ddpm.config import check, setting
 from ddpm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ddpm.networks.autoencoder import Autoencoder
+    from ddpm.networks.autoencoder import ConvolutionalAutoencoder
     from ddpm.networks.mlp import MLP
     from ddpm.networks.unet import UNet
 
@@ -191,13 +191,13 @@ class AutoencoderConfig:
             [f"shape: {len(self.mults)} levels need sizes divisible by {self.factor}; not divisible: {', '.join(wrong)}"] if wrong else []
         )
 
-    def build(self, shape: Sequence[int]) -> Autoencoder:
+    def build(self, shape: Sequence[int]) -> ConvolutionalAutoencoder:
         """The module for samples of `shape` (C, *axes); raises ConfigError naming all that does not fit."""
         if found := self.problems(shape):
             raise ConfigError.of(found)
-        from ddpm.networks.autoencoder import Autoencoder
+        from ddpm.networks.autoencoder import ConvolutionalAutoencoder
 
-        return Autoencoder(self, tuple(shape))
+        return ConvolutionalAutoencoder(self, tuple(shape))
 
 
 def nearest_sizes(size: int, factor: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.autoencoder import ConvolutionalAutoencoder
 from ddpm.objective.bound import mean_flat
 
 COMMITMENT = 0.25  # beta of van den Oord et al., eq. 3
@@ -31,11 +31,11 @@ class AutoencodingLoss(nn.Module):
         """b, in units of x."""
         return float(self.log_scale.detach().double().exp())
 
-    def forward(self, model: Autoencoder, x: Tensor, eps: Tensor) -> Tensor:
+    def forward(self, model: ConvolutionalAutoencoder, x: Tensor, eps: Tensor) -> Tensor:
         """x (B, C, *axes) as encoded, eps (B, latent, *axes / factor) unit normals -> loss (B,)."""
         return self.with_copy(model, x, eps)[0]
 
-    def with_copy(self, model: Autoencoder, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def with_copy(self, model: ConvolutionalAutoencoder, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the copies x' (B, C, *axes)."""
         posterior = model.posterior(x)
         if model.codebook is None:

@@ -18,7 +18,7 @@ from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Card, Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.autoencoder import Autoencoder, ConvolutionalAutoencoder
 from ddpm.objective import AutoencodingLoss, Critic
 from ddpm.random import generator, torch_seed
 from ddpm.training.averaging.ema import PowerEMA
@@ -43,7 +43,7 @@ class TrainedAutoencoder(NamedTuple):
     """What `train_autoencoder` returns: the folder, the autoencoder with averaged weights, its codec, and the exit code of a stop."""
 
     folder: Path
-    autoencoder: Autoencoder
+    autoencoder: ConvolutionalAutoencoder
     codec: Codec
     code: int
 
@@ -240,7 +240,10 @@ def load_autoencoder(folder: str | Path) -> Through:
     path = Path(folder)
     saved = checkpoint.open_checkpoint(path) if (path / "manifest.json").is_file() else checkpoint.newest(path) if path.is_dir() else None
     if saved is None:
-        raise CheckpointError(f"{folder}: there is no autoencoder; train one with ddpm autoencode --out {folder}")
+        raise CheckpointError(
+            f"{folder}: there is no autoencoder; train one with ddpm autoencode --out {folder}, or name a folder of diffusers' "
+            "AutoencoderKL (of a pipeline its vae)"
+        )
     check_kind(saved)
     about = saved.document("config")
     try:

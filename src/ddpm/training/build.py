@@ -24,7 +24,8 @@ from ddpm.denoiser import (
     Student,
     default_clock,
 )
-from ddpm.errors import CheckpointError, ConfigError
+from ddpm.errors import CheckpointError, ConfigError, MissingLibraryError
+from ddpm.networks import pretrained
 from ddpm.networks.autoencoder import Autoencoder
 from ddpm.networks.config import AutoencoderConfig, CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
@@ -137,8 +138,9 @@ def _encoded(codec: Codec) -> dict[str, Any]:
     if not isinstance(codec, LatentCodec):
         return {"codec": to_dict(codec)}
     autoencoder = codec.autoencoder
-    about = {"network": to_dict(autoencoder.config), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape)}
-    about["scale"] = autoencoder.scale
+    about = {
+        "network": autoencoder.described(), "codec": to_dict(codec.pixels), "shape": list(autoencoder.shape), "scale": autoencoder.scale,
+    }  # fmt: skip
     return {"codec": to_dict(codec.latent), "autoencoder": about}
 
 
@@ -149,12 +151,16 @@ def _below(base: Base | None) -> dict[str, Any]:
 
 def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]:
     """The autoencoder that config.json describes, with fresh weights, and the codec of its data."""
-    autoencoder = from_dict(AutoencoderConfig, about["network"], where="config.json").build(tuple(about["shape"]))
+    network, shape = about["network"], tuple(about["shape"])
+    if "diffusers" in network:
+        model = pretrained.remake(network["diffusers"], shape)
+    else:
+        model = from_dict(AutoencoderConfig, network, where="config.json").build(shape)
     scale = about.get("scale")  # runs of before it was kept, and autoencoders, whose loss has it, say nothing of it
     if scale is not None and not 0.0 < scale < math.inf:
         raise ConfigError(f"config.json: the autoencoder's scale is {scale}, must be positive")
-    autoencoder.scale = scale
-    return autoencoder, from_dict(Codec, about["codec"], where="config.json")
+    model.scale = scale
+    return model, from_dict(Codec, about["codec"], where="config.json")
 
 
 def described_base(about: Mapping[str, Any]) -> Base:
@@ -185,7 +191,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
     """The denoiser that config.json describes, with fresh weights. A person's own network must be handed in again.
 
     entries: how many numbers the weights' file holds; a description of a larger network is refused before memory is taken for it.
-    Raises CheckpointError where the description cannot be read or a network is missing.
+    Raises CheckpointError where the description cannot be read or a network is missing, MissingLibraryError where a library is.
     """
     refuse_autoencoder(document, "this")
     try:
@@ -225,7 +231,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser
-    except CheckpointError:
+    except (CheckpointError, MissingLibraryError):
         raise
     except ConfigError as error:
         raise CheckpointError(f"config.json cannot be used: {error}") from error

@@ -40,7 +40,7 @@ def other_data(what: str, codec: Codec, shape: tuple[int, ...], card: Card, *, s
         )
         found.append(f"{what}: is of {next(kinds)}; {card.name} is {next(kinds)}; give its own data")
     own = Codec.of(card)
-    if not found and len(own.scale) == len(codec.scale):
+    if not found and card.bins is None and len(own.scale) == len(codec.scale):
         apart = max(abs(a - b) / s for a, b, s in zip(own.shift, codec.shift, codec.scale, strict=True))
         ratio = max(max(a / b, b / a) for a, b in zip(own.scale, codec.scale, strict=True))
         if apart > UNLIKE or ratio > UNLIKE:

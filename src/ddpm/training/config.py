@@ -118,7 +118,9 @@ class TrainConfig:
     )
     init: str | None = setting(None, "run folder or .safetensors file whose weights training starts from", group="run")
     autoencoder: str | None = setting(
-        None, "folder of an autoencoder (ddpm autoencode): train in its latents; samples come out as the data are", group="data"
+        None,
+        "folder of an autoencoder (ddpm autoencode, or an AutoencoderKL of diffusers): train in its latents; samples are as the data are",
+        group="data",
     )
     accept_data_change: bool = setting(False, "resume although the data are not those the run began with", group="run")
 

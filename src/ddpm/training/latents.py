@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,16 +18,17 @@ from numpy.typing import NDArray
 from ddpm.cache import folder
 from ddpm.config import to_dict
 from ddpm.data.dataset import Dataset, Rows
-from ddpm.denoiser import LatentCodec, NetworkDenoiser
+from ddpm.denoiser import Codec, LatentCodec, NetworkDenoiser
 from ddpm.errors import ConfigError, DiskError
+from ddpm.networks import pretrained
 from ddpm.random import normals
-from ddpm.training.autoencoder import Through
+from ddpm.training.autoencoder import Through, load_autoencoder
 from ddpm.training.cascade import other_data, with_low
 from ddpm.training.checkpoints import storage
 from ddpm.training.distributed.world import World
 from ddpm.training.state import digest_of
 
-BATCH = 32
+BATCH, ENTRIES = 32, 2**22  # samples encoded at once, and the numbers they may have in all
 SHARD = 1024  # rows of a file
 MIRRORED = "-mirrored"
 SUMMED = 1024  # rows of a partial sum
@@ -101,6 +103,40 @@ def card_fingerprint(dataset: Dataset, denoiser: NetworkDenoiser) -> str:
     return _keyed(dataset, Through(codec.autoencoder, codec.pixels))[0]
 
 
+def load_through(folder: str | Path, dataset: Dataset) -> Through:
+    """The autoencoder of a folder: our own, with the codec it was trained with, or an AutoencoderKL of diffusers, for these data.
+
+    Raises: ConfigError for data that do not fit the latter, or without diffusers; CheckpointError where there is none, or it is damaged.
+    """
+    settings = pretrained.settings_of(folder)
+    if settings is None:
+        return load_autoencoder(folder)
+    card = dataset.card
+    if found := [*pretrained.problems(settings, card.shape), *refusals(dataset)]:
+        raise ConfigError.of(found)
+    lowest, highest = card.bins or (min(card.low), max(card.high))  # to [-1, 1], by one scale for all channels: the colours it knows
+    many = len(card.low)
+    codec = replace(Codec.of(card), shift=((lowest + highest) / 2,) * many, scale=((highest - lowest) / 2 or 1.0,) * many)
+    return Through(pretrained.load(folder, card.shape), codec)
+
+
+def refusals(dataset: Dataset) -> list[str]:
+    """Why data cannot be encoded once for all, whatever the autoencoder, one sentence each; empty when all is well."""
+    found: list[str] = []
+    if getattr(dataset.samples, "crops", None) is not None:
+        found.append("crop: random parts of pictures cannot be encoded once for all; use --crop centre")
+    if dataset.card.image_channels:
+        found.append("autoencoder: data with an image condition are not supported in latents")
+    if not dataset.card.fingerprint:
+        found.append("autoencoder: the data have no fingerprint to keep their latents under; open them by ddpm.data")
+    return found
+
+
+def at_once(shape: Sequence[int]) -> int:
+    """How many samples of a shape go through an autoencoder at once."""
+    return max(1, min(BATCH, ENTRIES // math.prod(shape)))
+
+
 def in_latents(
     dataset: Dataset,
     through: Through,
@@ -121,14 +157,7 @@ def in_latents(
     if isinstance(dataset.samples, Latents):
         return dataset
     card = dataset.card
-    problems = other_data("autoencoder", through.codec, through.autoencoder.shape, card)
-    if getattr(dataset.samples, "crops", None) is not None:
-        problems.append("crop: random parts of pictures cannot be encoded once for all; use --crop centre")
-    if card.image_channels:
-        problems.append("autoencoder: data with an image condition are not supported in latents")
-    if not card.fingerprint:
-        problems.append("autoencoder: the data have no fingerprint to keep their latents under; open them by ddpm.data")
-    if problems:
+    if problems := [*other_data("autoencoder", through.codec, through.autoencoder.shape, card), *refusals(dataset)]:
         raise ConfigError.of(problems)
     key, about = _keyed(dataset, through)
     path = (cache or folder()) / "latents" / key
@@ -145,8 +174,9 @@ def in_latents(
 def _keyed(dataset: Dataset, through: Through) -> tuple[str, dict[str, Any]]:
     """The latents' fingerprint, and what it is of."""
     weights = {name: tensor.cpu() for name, tensor in through.autoencoder.state_dict().items()}
+    settings = json.dumps(through.autoencoder.described(), sort_keys=True)
     about = {
-        "version": VERSION, "data": dataset.card.fingerprint, "autoencoder": digest_of(weights), "codec": to_dict(through.codec),
+        "version": VERSION, "data": dataset.card.fingerprint, "autoencoder": digest_of(weights, settings), "codec": to_dict(through.codec),
         "flip": dataset.flip, "count": len(dataset),
     }  # fmt: skip
     return digest_of({}, json.dumps(about, sort_keys=True)), about
@@ -179,14 +209,14 @@ def _fill(dataset: Dataset, through: Through, path: Path, about: dict[str, Any],
 
 def _shard(dataset: Dataset, through: Through, path: Path, number: int) -> None:
     """Encode rows number SHARD and on into a file that takes its name when it is whole; nothing to do where it is there."""
-    rows = np.arange(number * SHARD, min((number + 1) * SHARD, len(dataset)))
+    rows, size = np.arange(number * SHARD, min((number + 1) * SHARD, len(dataset))), at_once(dataset.card.shape)
     for end in ("", MIRRORED) if dataset.flip else ("",):
         file = path / f"{number:06d}{end}.npy"
         if file.is_file():
             continue
         out = np.empty((2, len(rows), *through.autoencoder.latent_shape), np.float32)
-        for first in range(0, len(rows), BATCH):
-            raw, _ = dataset.batch(rows[first : first + BATCH])
+        for first in range(0, len(rows), size):
+            raw, _ = dataset.batch(rows[first : first + size])
             out[:, first : first + len(raw)] = encode(through, raw[..., ::-1].copy() if end else raw)
         staged = storage.aside(file)
         try:

@@ -21,7 +21,6 @@ from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
 from ddpm.networks import UNetConfig, fused
 from ddpm.networks.blocks import checkpointable
-from ddpm.training.autoencoder import load_autoencoder
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured, refuse_autoencoder
@@ -34,7 +33,7 @@ from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, te
 from ddpm.training.distributed.world import World
 from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.initial import start_from
-from ddpm.training.latents import in_latents
+from ddpm.training.latents import in_latents, load_through
 from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, check_compiler, choose, device_of
@@ -193,7 +192,7 @@ def _trainer(
     require(dataset, config.batch)
     through = None
     if config.autoencoder is not None:
-        through = load_autoencoder(config.autoencoder)
+        through = load_through(config.autoencoder, dataset)
         through.autoencoder.to(device_of(config.device))  # data are encoded where there is an accelerator
         dataset = in_latents(dataset, through, say, world=world)
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)

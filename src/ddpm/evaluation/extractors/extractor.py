@@ -44,19 +44,26 @@ class Raw(Extractor):
     name = "raw"
 
     def __init__(self, card: Card, most: int = 2048) -> None:
-        shape, self.pool = list(card.shape), 1
-        while len(shape) > 1 and shape[0] * math.prod(size // self.pool for size in shape[1:]) > most:
+        self.pool, self.shape = 1, tuple(card.shape)
+        while len(self.shape) > 1 and self.shape[0] * math.prod(self._sizes) > most and max(self._sizes) > 1:
             self.pool *= 2
-            if any(size % self.pool for size in shape[1:]):
-                raise ConfigError(f"extractor raw: {card.shape} are more than {most} numbers and cannot be halved; use another extractor")
-        self.shape, self.dim = tuple(shape), shape[0] * math.prod(size // self.pool for size in shape[1:])
+        self.dim = self.shape[0] * math.prod(self._sizes)
         self.identity = f"raw-{self.pool}"
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [-(-size // self.pool) for size in self.shape[1:]]
 
     def embed(self, samples: Tensor) -> Tensor:
         """Flattened, float32."""
         x = samples.to(torch.float32)
         if self.pool > 1:
-            x = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[x.ndim - 3](x, self.pool)
+            pools = (
+                torch.nn.functional.adaptive_avg_pool1d,
+                torch.nn.functional.adaptive_avg_pool2d,
+                torch.nn.functional.adaptive_avg_pool3d,
+            )
+            x = pools[x.ndim - 3](x, self._sizes[0] if x.ndim == 3 else self._sizes)
         return x.flatten(1).cpu()
 
 

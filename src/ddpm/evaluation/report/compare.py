@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scipy.special import ndtr, ndtri
+from scipy.special import stdtr, stdtrit
 
 from ddpm.errors import ConfigError
 from ddpm.evaluation.reference import Protocol
 from ddpm.metrics.estimate import LEVEL
+from ddpm.metrics.frechet import GROUPS
 
 SCORE = "frechet"
+DEGREES = GROUPS - 1  # of freedom, of one interval
 
 
 class Place(NamedTuple):
@@ -52,7 +54,7 @@ def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
 
     The difference of two distances to the same reference is given the sum of their variances, which are those of the intervals. That is
     exact for samples of different seeds; those of one seed begin at the same noise and go together, so that the true p is smaller.
-    Two-sided, normal.
+    Two-sided, by Student's law.
 
     Reference: Holm 1979, Scandinavian Journal of Statistics 6 (the correction).
     """
@@ -64,13 +66,17 @@ def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
             first.check(Protocol(**report["protocol"]))
         except ConfigError as error:
             raise ConfigError(f"{reports[0][0]} and {name}: {error}") from error
+    unsure = [name for name, report in reports if report["scores"][SCORE]["low"] is None]
+    if unsure:
+        raise ConfigError(f"{', '.join(unsure)}: scored on too few samples for an interval; evaluate again with a larger --n")
     ordered = sorted(reports, key=lambda item: item[1]["scores"][SCORE]["value"])
     best = ordered[0][1]["scores"][SCORE]
     chances: list[float] = []
     for _, report in ordered:
         mine = report["scores"][SCORE]
         error = math.hypot(_error(mine), _error(best))
-        chances.append(2 * float(ndtr(-abs(mine["value"] - best["value"]) / error)) if error else float(mine["value"] == best["value"]))
+        apart = abs(mine["value"] - best["value"])
+        chances.append(2 * float(stdtr(2 * DEGREES, -apart / error)) if error else float(mine["value"] == best["value"]))
     tied = holm(chances[1:])
     places = [
         Place(name, report["scores"][SCORE]["value"], report["scores"][SCORE]["low"], report["scores"][SCORE]["high"], p, again)
@@ -91,4 +97,4 @@ def holm(chances: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
 
 
 def _error(estimate: dict[str, Any]) -> float:
-    return (estimate["high"] - estimate["low"]) / 2 / float(ndtri(0.5 + LEVEL / 2))
+    return (estimate["high"] - estimate["low"]) / 2 / float(stdtrit(DEGREES, 0.5 + LEVEL / 2))

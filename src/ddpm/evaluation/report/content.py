@@ -86,7 +86,7 @@ class Evaluator:
             raise DataError(f"samples: got {len(samples)}; a score with an interval needs at least {FEWEST}")
         features, logits = features_and_logits(self.extractor, samples)
         found = score(features, self.against, logits=logits, held_out=self.held, alike=self._alike(len(samples)))
-        found.figures.update(self._plain(samples, self.dataset.train_rows))
+        found.figures.update(self._plain(samples, self._alike(len(samples))))
         return found, features
 
     def _alike(self, n: int) -> int:
@@ -103,13 +103,16 @@ class Evaluator:
         rows = self.dataset.held_rows
         logits = self.extractor.logits(torch.from_numpy(self.dataset.batch(rows)[0]))
         found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
-        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0]), self.dataset.train_rows))
+        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0]), self._alike(n)))
         return found
 
-    def _plain(self, samples: Tensor, rows: Rows) -> dict[str, float]:
-        """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side."""
-        data = torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0])
-        mine, raw = samples[:PLAIN], Raw(self.dataset.card, most=4096)
+    def _plain(self, samples: Tensor, alike: int) -> dict[str, float]:
+        """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side, and as many in
+        both rows of a report: these figures depend on the number.
+        """
+        count = min(PLAIN, alike)
+        data = torch.from_numpy(self.dataset.batch(evenly(self.dataset.train_rows, count))[0])
+        mine, raw = samples[:count], Raw(self.dataset.card, most=4096)
         unit = float(np.mean(self.dataset.card.std)) or 1.0
         x, y = (raw.embed(one).double() / unit for one in (mine, data))
         found = {
@@ -143,7 +146,9 @@ class Evaluator:
         """The samples nearest to a training row, evenly among all of them: numbers, their nearest training rows, and held-out rows."""
         distance, which = nearest(features.double(), self.train.features.double())
         order = distance.argsort()
-        picked = order[: NEIGHBOURS // 2].tolist() + order[:: max(1, len(order) // (NEIGHBOURS // 2))][: NEIGHBOURS // 2].tolist()
+        half = NEIGHBOURS // 2
+        step = max(1, (len(order) - half) // half)
+        picked = order[:half].tolist() + order[half::step][:half].tolist()
         train = [int(self.dataset.train_rows[int(which[i])]) for i in picked]
         if self.held is None:
             return picked, train, []

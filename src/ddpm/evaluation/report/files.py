@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import CheckpointError, ConfigError
+from ddpm.evaluation.reference import Protocol
 from ddpm.training.checkpoints.storage import replace_text
 
 NAME = "report.json"
@@ -59,4 +60,9 @@ def read_report(place: str | Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"{path}: is not a report of ddpm evaluate")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: has form {content['format']}, this version reads {FORMAT}; upgrade ddpm, or make it anew")
+    protocol, scores = content["protocol"], content["scores"]
+    distance = scores.get("frechet") if isinstance(scores, dict) else None
+    whole = isinstance(protocol, dict) and set(protocol) == set(Protocol._fields) and isinstance(distance, dict)
+    if not whole or not isinstance(distance.get("value"), int | float) or not {"low", "high"} <= set(distance):
+        raise CheckpointError(f"{path}: its protocol or its Frechet distance is damaged; make it anew with ddpm evaluate")
     return path, content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -94,6 +95,8 @@ def number(value: Any) -> str:
         return ""
     if not isinstance(value, Mapping):
         return f"{value:.4g}"
+    if value["low"] is None or math.isnan(value["low"]):
+        return f'{value["value"]:.4g}<br><span class="note">uncorrected: too few samples for an interval</span>'
     raw = f'<br><span class="note">uncorrected {value["raw"]:.4g}</span>' if abs(value["raw"] - value["value"]) > 1e-9 else ""
     return f'{value["value"]:.4g}<br><span class="note">{value["low"]:.4g} to {value["high"]:.4g}</span>{raw}'
 
@@ -105,8 +108,9 @@ def memory(found: Mapping[str, Any] | None) -> list[str]:
     verdict = "the model copies training data" if found["found"] else "no sign of copies"
     return [
         "<h2>Memory</h2>",
-        f"<p>{verdict}: {100 * found['copies']:.2f} % of the samples are nearer to training data than 99 % of held-out data are (1 % by "
-        f"chance); median distance {found['ratio']:.3f} of held-out data's; rank statistic {found['z']:.1f} standard deviations.</p>",
+        f"<p>{verdict}: {100 * found['copies']:.2f} % of the samples are nearer to training data, beside how near they are to unseen data, "
+        f"than hardly any unseen data are ({100 * found['chance']:.2g} % by chance); median of this ratio {found['ratio']:.3f} of unseen "
+        f"data's; rank statistic {found['z']:.1f} standard deviations.</p>",
     ]
 
 
@@ -117,12 +121,18 @@ def curves(report: Mapping[str, Any]) -> list[str]:
     drawn: list[str] = []
     for kind, points in report.get("sweeps", {}).items():
         if len(points) > 1:
-            spots = [Spot(point["at"], point["value"], point["low"], point["high"]) for point in points]
+            spots = [Spot(point["at"], point["value"], *_interval(point)) for point in points]
             chart = lines({kind: spots}, labels[kind], "Frechet distance", log_x=kind == "nfe", level=level)
             drawn.append(f"<figure>{chart}</figure>")
     if not drawn:
         return []
     return ["<h2>What the distance depends on</h2>", f'<p class="note">{report["sweep_n"]:,} samples a point.</p>', *drawn]
+
+
+def _interval(point: Mapping[str, Any]) -> tuple[float, float]:
+    """Of a point of a curve; of no width where it has none."""
+    low, high = point["low"], point["high"]
+    return (point["value"], point["value"]) if low is None or math.isnan(low) else (low, high)
 
 
 def losses(found: Mapping[str, Any] | None) -> list[str]:
