@@ -5,7 +5,8 @@
 
 First the weightings w = w_simple^(1-p), from L_simple at p = 0 to the variational bound at p = 1. Then L_simple with one band of log-SNR at
 a time counted `FACTOR` times. Of every run: bits per dimension and the Frechet distance of 1000 DDIM samples of 50 steps, both on test
-data, and where in log-SNR the bits are spent: bits/dim = 1/(2 ln 2) int |eps - eps_hat|^2 d log_snr + decoder.
+data, and where in log-SNR the bits are spent: bits/dim = 1/(2 ln 2) int |eps - eps_hat|^2 d log_snr + decoder, the integral up to the
+level whose noise is half a bin of the data; what lies beyond is trained on, and drawn grey, but not in the score.
 
 The last line is JSON: both scores of every weighting as mean and standard error over the seeds, and the bands' differences from L_simple,
 seed by seed.
@@ -41,10 +42,11 @@ from common import (
     save,
     settings,
     table,
+    world,
 )
 
 from ddpm.config import setting
-from ddpm.denoiser import Denoiser
+from ddpm.denoiser import Codec, Denoiser
 from ddpm.objective import Denoising
 from ddpm.objective.weighting import Bound, LevelWeighting, Simple, SimpleWeighting
 from ddpm.process import At, Cosine, Linear, Process
@@ -101,6 +103,12 @@ def spent(found: list[Found]) -> torch.Tensor:
     return torch.tensor(column(found, "errors")).mean(0) / (2.0 * math.log(2.0))  # pyright: ignore[reportArgumentType]
 
 
+def entered(here: World) -> float:
+    """log-SNR at which the scored bound leaves the rest to its decoder: sigma/alpha is half the width of a bin."""
+    width = Codec.of(here.data.card).bin_width(torch.zeros(1, *here.data.card.shape))
+    return math.inf if width is None else -2.0 * math.log(float(width.max()) / 2.0)
+
+
 def rate_and_distortion(found: list[Found]) -> tuple[torch.Tensor, torch.Tensor]:
     """Bits/dim sent until a level is known, and the root mean squared error of x0_hat there in the data's own units."""
     bit, step = spent(found), float(LEVELS[1] - LEVELS[0])
@@ -116,7 +124,7 @@ def effective(schedule: Cosine | Linear) -> torch.Tensor:
     return weight / weight.max()
 
 
-def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
+def figure(found: dict[str, list[Found]], path: Path, title: str, entry: float) -> None:
     """Six panels: the trade, where bits are spent, rate and distortion; the effective weight, and the bands' effect on both scores."""
     import matplotlib.pyplot as plt
 
@@ -128,7 +136,8 @@ def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
         trade.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], fmt="o", color=colour, label=f"p = {power:g}", capsize=2)
         if power in (0.0, 0.5, 1.0):
             density.plot(LEVELS, spent(rows), color=colour, label=f"p = {power:g}")
-            curve.plot(*rate_and_distortion(rows), color=colour, label=f"p = {power:g}")
+            curve.plot(*(values[LEVELS <= entry] for values in rate_and_distortion(rows)), color=colour, label=f"p = {power:g}")
+    density.axvspan(entry, float(LEVELS[-1]), color="0.92", zorder=0, label="not in bits/dim")
     trade.set(xlabel="bits/dim of test data", ylabel="Frechet distance over the data's own", title="w = w_simple^(1-p)")
     density.set(xlabel="log-SNR", ylabel="bits/dim per unit of log-SNR", title="where the bits are spent")
     curve.set(xlabel="rate, bits/dim", ylabel="root mean squared error, own units", title="rate and distortion")
@@ -162,7 +171,7 @@ def main() -> int:
     }
     print(table(changes, 4))
     if args.figure:
-        figure(found, args.figure, about(args))
+        figure(found, args.figure, about(args), entered(world(args.data)))
     print(json.dumps({"scores": scores, "changes": changes}))
     return 0
 

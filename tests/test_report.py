@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ddpm.cli import curves, drawing, main
 from ddpm.cli import evaluate as command
-from ddpm.evaluation.report import compare
+from ddpm.data import from_arrays
+from ddpm.denoiser import NetworkDenoiser
+from ddpm.errors import ConfigError
+from ddpm.evaluation.extractors import Raw
+from ddpm.evaluation.reference import foreign_statistics
+from ddpm.evaluation.report import Evaluator, compare
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.compare import holm
 from ddpm.evaluation.report.content import evenly
@@ -177,3 +183,46 @@ def test_compare_refuses_what_it_cannot_read(
     ):  # fmt: skip
         assert main(["compare", *words]) == code
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [{"protocol": {}}, {"scores": {"frechet": None}}, {"scores": {"frechet": {"value": None}}}])
+def test_a_damaged_report_is_named(report: Path, broken: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((report / "report.json").read_text()) | broken
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert main(["compare", str(tmp_path), str(report)]) == 4 and "is damaged" in capsys.readouterr().err
+
+
+def test_samples_of_broken_weights_are_refused(runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels of pictures cannot be NaN, so it is seen before they are made."""
+    plain = NetworkDenoiser.forward
+
+    def broken(self: NetworkDenoiser, *inputs: Any) -> Any:
+        found = plain(self, *inputs)
+        return found._replace(x0=found.x0 * torch.nan)
+
+    monkeypatch.setattr(NetworkDenoiser, "forward", broken)
+    for words in (["sample", runs[0], "--n", "4"], ["evaluate", runs[0], *WORDS, "--out", str(tmp_path / "e")]):
+        assert main(words) == 3
+
+
+def test_few_unseen_data_leave_the_test_for_copies_out() -> None:
+    """Which says so, and scores the rest; figures that depend on the number are of as many in both rows."""
+    data = from_arrays(np.random.default_rng(0).integers(0, 256, (480, 1, 8, 8)).astype(np.uint8), name="few")
+    evaluator = Evaluator(data, Raw(data.card))
+    found, _ = evaluator.scores(torch.from_numpy(data.batch(np.arange(60))[0]))
+    assert len(data.held_rows) == 48 and found.copies is None and any("48 samples are held out" in line for line in found.warnings)
+    real = evaluator.real(60)
+    unseen = torch.from_numpy(data.batch(data.held_rows)[0])
+    assert real is not None and real.figures["sliced_wasserstein"] == evaluator._plain(unseen, 48)["sliced_wasserstein"]
+    assert evaluator._plain(torch.cat([unseen, 0 * unseen]), 48) == evaluator._plain(unseen, 48)
+
+
+def test_statistics_that_are_none_are_refused(tmp_path: Path) -> None:
+    """Texts, a sigma that is not symmetric, one with a negative eigenvalue."""
+    good = np.eye(3)
+    for name, sigma in (("text", good.astype(str)), ("skew", good + np.triu(np.ones((3, 3)), 1)), ("negative", -good)):
+        np.savez(tmp_path / f"{name}.npz", mu=np.array(["a", "b", "c"]) if name == "text" else np.zeros(3), sigma=sigma)
+        with pytest.raises(ConfigError, match=r"no mu and sigma|is no covariance"):
+            foreign_statistics(tmp_path / f"{name}.npz", 3)
+    np.savez(tmp_path / "good.npz", mu=np.zeros(3), sigma=good)
+    assert foreign_statistics(tmp_path / "good.npz", 3).cov.equal(torch.eye(3, dtype=torch.float64))

@@ -83,7 +83,7 @@ class Frechet:
             raise DataError(f"samples: got {whole.count}; a Frechet distance with an interval needs at least {2 * len(self.groups)}")
         fixed_root = root(fixed.cov)
         raw = _distance(fixed_root, fixed, whole)
-        fewest = min([whole.count, *([reference.moments.count] if isinstance(reference, Frechet) else [])])
+        fewest = min(whole.count, reference.moments.count) if isinstance(reference, Frechet) else whole.count
         if fewest < FEW * len(whole.mean):
             return Estimate(raw, math.nan, math.nan, raw, whole.count)
         bias, variance = _jackknife(raw, [_distance(fixed_root, fixed, left) for left in left_out(mine)])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm.denoiser.card import Card
 from ddpm.errors import ConfigError
@@ -44,7 +46,8 @@ class Raw(Extractor):
     name = "raw"
 
     def __init__(self, card: Card, most: int = 2048) -> None:
-        self.pool, self.shape = 1, tuple(card.shape)
+        self.pool = 1
+        self.shape: tuple[int, ...] = tuple(card.shape)
         while len(self.shape) > 1 and self.shape[0] * math.prod(self._sizes) > most and max(self._sizes) > 1:
             self.pool *= 2
         self.dim = self.shape[0] * math.prod(self._sizes)
@@ -58,11 +61,7 @@ class Raw(Extractor):
         """Flattened, float32."""
         x = samples.to(torch.float32)
         if self.pool > 1:
-            pools = (
-                torch.nn.functional.adaptive_avg_pool1d,
-                torch.nn.functional.adaptive_avg_pool2d,
-                torch.nn.functional.adaptive_avg_pool3d,
-            )
+            pools: tuple[Any, ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
             x = pools[x.ndim - 3](x, self._sizes[0] if x.ndim == 3 else self._sizes)
         return x.flatten(1).cpu()
 

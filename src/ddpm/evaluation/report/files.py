@@ -62,7 +62,7 @@ def read_report(place: str | Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"{path}: has form {content['format']}, this version reads {FORMAT}; upgrade ddpm, or make it anew")
     protocol, scores = content["protocol"], content["scores"]
     distance = scores.get("frechet") if isinstance(scores, dict) else None
-    whole = isinstance(protocol, dict) and set(protocol) == set(Protocol._fields) and isinstance(distance, dict)
-    if not whole or not isinstance(distance.get("value"), int | float) or not {"low", "high"} <= set(distance):
+    known = isinstance(protocol, dict) and set(protocol) == set(Protocol._fields)
+    if not known or not isinstance(distance, dict) or not {"value", "low", "high"} <= set(distance) or distance["value"] is None:
         raise CheckpointError(f"{path}: its protocol or its Frechet distance is damaged; make it anew with ddpm evaluate")
     return path, content
