@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.extractors import Extractor, Raw
 from ddpm.evaluation.reference import Protocol, Reference, foreign_statistics, reference
 from ddpm.evaluation.scoring import features_and_logits, score
-from ddpm.metrics import Moments, frechet
+from ddpm.metrics import Moments, frechet, manifold
 
 
 def data(seed: int = 0, count: int = 400) -> Dataset:
@@ -51,6 +52,8 @@ def test_references_are_made_once_for_data_rows_and_extractor(tmp_path: Path) ->
     assert len(held.features) == len(one.held_rows) and extractor.seen == 400
     reference(data(1), "train", extractor, cache=tmp_path)
     assert extractor.seen == 700
+    fewer = replace(one, train_rows=one.train_rows[:200])  # another split of the same data
+    assert len(reference(fewer, "train", extractor, cache=tmp_path).features) == 200 and extractor.seen == 900
     with pytest.raises(DataError, match="table has no held out samples"):
         reference(from_arrays(np.zeros((9, 6), np.float32), name="table", holdout=0.0), "held out", extractor, cache=tmp_path)
 
@@ -73,6 +76,9 @@ def test_scores_of_the_law_itself_and_of_another(tmp_path: Path) -> None:
     assert found.low < 6 / 3000 * 4 and abs(found.value) < 0.05 and found.raw > found.value
     assert far.estimates["frechet"].low > 5.0 and far.estimates["kernel"].low > 0.5 > same.estimates["kernel"].value
     assert same.figures["precision"] > 0.95 > 0.9 > far.figures["precision"]
+    few = score(drawn(2000), against, alike=150).figures
+    picked = [vectors[torch.arange(150) * len(vectors) // 150] for vectors in (drawn(2000), against.features)]
+    assert few == {name: round(value, 6) for name, value in manifold(picked[0], picked[1], 5)._asdict().items()} != same.figures
     told = json.loads(json.dumps(same.to_dict()))
     assert told["frechet"]["value"] == found.value and told["warnings"] == [] and told["frechet"]["samples"] == 2000
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from ddpm.denoiser import Prediction
+from ddpm.metrics import Moments
 from ddpm.networks import UNetConfig
 from ddpm.objective.weighting import Bound, Simple
 from ddpm.process import Cosine, Linear, Process, Straight
+from ddpm.training import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "studies"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="studies are not installed with the package")
@@ -62,6 +64,45 @@ def test_bits_are_the_integral_of_the_error_over_log_snr() -> None:
     rate, error = weighting.rate_and_distortion(found)
     assert float(rate[-1]) == pytest.approx(18 / (2 * math.log(2))) and float(rate[0]) == 0
     assert error.tolist() == pytest.approx([8.0 * math.exp(-float(level) / 2) for level in weighting.LEVELS])
+
+
+def test_the_effective_weight_of_l_simple_on_the_cosine_schedule() -> None:
+    """alpha sigma / (d log_snr / dt) there is 1/cosh(log_snr / 2), the largest 1."""
+    weighting = study("weighting")
+    found, levels = weighting.effective(Cosine(T=None, clip=None, s=0.0)), weighting.LEVELS
+    assert found.tolist() == pytest.approx([1 / math.cosh(float(level) / 2) for level in levels], rel=2e-3)
+
+
+def test_distances_are_over_that_of_the_training_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = study("common")
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    test = Moments.of(x)
+    monkeypatch.setattr(common, "compared", lambda here: (test, 0.5))
+    here = common.World(None, x, SimpleNamespace(features=lambda samples: samples))
+    assert here.distance(x + 2.0) == pytest.approx(12.0 / 0.5) and here.distance(x) == pytest.approx(0.0, abs=1e-9)
+    assert common.mean([1.0, math.inf]) == (math.inf, pytest.approx(math.nan, nan_ok=True)) and common.mean([1.0, 3.0]) == (2.0, 1.0)
+
+
+def test_errors_are_mean_squares() -> None:
+    """Of a denoiser that says 0 for eps: E eps^2 = 1 at every level."""
+    common = study("common")
+
+    class Silent:
+        process, codec = Process(Cosine(T=None)), SimpleNamespace(encode=lambda raw: raw)
+
+        def __call__(self, x: torch.Tensor, at: Any) -> Prediction:
+            return Prediction(x, torch.zeros_like(x))
+
+    here = common.World(None, torch.zeros(500, 1, 4, 4), None)
+    assert common.errors(Silent(), here) == pytest.approx([1.0] * len(common.LEVELS), abs=0.08)
+
+
+def test_scores_are_kept_under_what_is_not_the_default() -> None:
+    """A setting that is younger than a kept score changes no name; one that is set does."""
+    common = study("common")
+    one, same = common.Job("a", 0, TrainConfig(steps=7)), common.Job("a", 0, TrainConfig(steps=7, batch=TrainConfig().batch))
+    assert common.key(one) == common.key(same) != common.key(one._replace(config=TrainConfig(steps=8)))
+    assert common.key(one) != common.key(one._replace(seed=1))
 
 
 def test_instants_of_a_part_are_evenly_in_it() -> None:
