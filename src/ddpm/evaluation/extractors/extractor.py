@@ -46,11 +46,11 @@ class Raw(Extractor):
     name = "raw"
 
     def __init__(self, card: Card, most: int = 2048) -> None:
-        self.pool = 1
-        self.shape: tuple[int, ...] = tuple(card.shape)
-        while len(self.shape) > 1 and self.shape[0] * math.prod(self._sizes) > most and max(self._sizes) > 1:
+        self.pool, self.shape = 1, tuple(card.shape)
+        channels, axes = card.shape[0], len(card.shape) - 1
+        while axes and channels * math.prod(self._sizes) > most and max(self._sizes) > 1:
             self.pool *= 2
-        self.dim = self.shape[0] * math.prod(self._sizes)
+        self.dim = channels * math.prod(self._sizes)
         self.identity = f"raw-{self.pool}"
 
     @property
