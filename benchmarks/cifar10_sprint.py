@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +47,17 @@ from ddpm.training.recipes import recipe
 
 POINTS = 8
 LATER = 75  # EX_TEMPFAIL
+BEAT = 5.0  # seconds
 
 
 class Part:
-    """The clock of one call: how much of the sprint's time it has taken, kept in FOLDER/used.json also when the process is killed."""
+    """The clock of one call: how much of the sprint's time it has taken, kept in FOLDER/used.json, every few seconds and so also when the
+    process is killed.
+    """
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
         self.path, self.began = folder / "used.json", time.monotonic()
-        self.before: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.used: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.left = 60.0 * minutes if minutes else float("inf")
 
     @property
@@ -59,13 +65,27 @@ class Part:
         """Whether this call should end."""
         return time.monotonic() - self.began > self.left
 
-    def note(self, what: str) -> None:
-        """Count the time since the last note as spent on this."""
-        now = time.monotonic()
-        self.before[what] = self.before.get(what, 0.0) + now - self.began
-        self.left -= now - self.began
-        self.began = now
-        replace_text(self.path, json.dumps(self.before))
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Count the time within as spent on this."""
+        before, began, ended = self.used.get(what, 0.0), time.monotonic(), threading.Event()
+
+        def keep() -> None:
+            self.used[what] = before + time.monotonic() - began
+            replace_text(self.path, json.dumps(self.used))
+
+        def beat() -> None:
+            while not ended.wait(BEAT):
+                keep()
+
+        watch = threading.Thread(target=beat, daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+            keep()
 
 
 def settings(args: argparse.Namespace, folder: Path) -> TrainConfig:
@@ -84,7 +104,8 @@ def planned(config: TrainConfig, dataset: Dataset, args: argparse.Namespace, fol
     path = folder / "plan.json"
     if not path.is_file():
         cost = rehearse(replace(config, preview=0), dataset, args.rehearsal)
-        steps = max(POINTS, int(args.share * args.minutes * 60.0 / cost.step))
+        beside = cost.setup + cost.finish + POINTS * (cost.evaluation + cost.save)
+        steps = max(POINTS, int((args.share * args.minutes * 60.0 - beside) / cost.step))
         replace_text(path, json.dumps({"step_seconds": cost.step, "steps": steps, "minutes": args.minutes}))
     plan: dict[str, Any] = json.loads(path.read_text())
     every = -(-plan["steps"] // POINTS)
@@ -99,13 +120,14 @@ def trained(config: TrainConfig, dataset: Dataset, part: Part) -> bool:
         return True
     timer = None
     if part.left < float("inf"):
-        timer = threading.Timer(max(1.0, part.left), os.kill, (os.getpid(), signal.SIGTERM))
+        left = part.left - (time.monotonic() - part.began)
+        timer = threading.Timer(max(1.0, left), os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
-    code = train(config, data=dataset).code
+    with part.during("training"):
+        code = train(config, data=dataset).code
     if timer is not None:
         timer.cancel()
-    part.note("training")
     if code == 0:
         replace_text(done, "")
     return code == 0
@@ -121,11 +143,11 @@ def curve(config: TrainConfig, evaluator: Evaluator, args: argparse.Namespace, p
             return None
         way = resolve(How, [Layer("the sprint", {"sampler": args.sampler, "step": step})], WAYS)
         way = replace(way, steps=steps_for(way.sampler, args.nfe))
-        score = evaluator.frechet(draw(ready(config.out or "", way, Layer("", {})), 0, args.curve, None))
+        with part.during("scoring"):
+            score = evaluator.frechet(draw(ready(config.out or "", way, Layer("", {})), 0, args.curve, None))
         found.append({"step": step, "images": step * config.batch, **score._asdict()})
         replace_text(path, json.dumps(found))
         print(f"step {step}: {score}", flush=True)
-        part.note("scoring")
     return found
 
 
@@ -136,8 +158,17 @@ def figure(found: dict[str, Any], path: Path) -> None:
     drawing, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     images = [point["images"] / 1e6 for point in found["curve"]]
     values = [point["value"] for point in found["curve"]]
-    reach = [[point["value"] - point["low"] for point in found["curve"]], [point["high"] - point["value"] for point in found["curve"]]]
-    axis.errorbar(images, values, yerr=reach, fmt="o-", color="C3", markersize=4, capsize=2, label=f"{found['curve_samples']:,} samples")
+    reach = [[abs(point["value"] - point[end]) for point in found["curve"]] for end in ("low", "high")]
+    axis.errorbar(
+        images,
+        values,
+        yerr=None if math.isnan(reach[0][0]) else reach,
+        fmt="o-",
+        color="C3",
+        markersize=4,
+        capsize=2,
+        label=f"{found['curve_samples']:,} samples",
+    )
     if found["floor"] is not None:
         axis.axhline(found["floor"], color="0.6", linestyle="--", linewidth=1, label="real data, unseen")
     axis.set(xlabel="million images seen", ylabel=f"Frechet distance, {found['extractor']}", yscale="log", ylim=(None, None))
@@ -168,28 +199,29 @@ def main() -> int:
     args.samples, args.curve = args.samples or (50_000 if fast else 2_000), args.curve or (5_000 if fast else 500)
     args.folder.mkdir(parents=True, exist_ok=True)
     part = Part(args.folder, args.part_minutes)
-    dataset = open_data(DataSettings(data=args.data, flip=True))
-    config = planned(settings(args, args.folder / "run"), dataset, args, args.folder)
-    part.note("setup")
+    with part.during("setup"):
+        dataset = open_data(DataSettings(data=args.data, flip=True))
+        config = planned(settings(args, args.folder / "run"), dataset, args, args.folder)
     if not trained(config, dataset, part):
         return LATER
     kind = "own" if args.weights_file is None else "inception"
     asked = EvaluateConfig(extractor=kind, weights_file=args.weights_file)
-    evaluator = Evaluator(dataset, extractor_of(asked, dataset, torch.device("cuda" if fast else "cpu")))
+    with part.during("scoring"):
+        evaluator = Evaluator(dataset, extractor_of(asked, dataset, torch.device("cuda" if fast else "cpu")))
     points = curve(config, evaluator, args, part)
     if points is None or part.over:
         return LATER
     words = ["--n", args.samples, "--nfe", args.nfe, "--sampler", args.sampler, "--sweep", 0, "--likelihood", 200, "--extractor", kind]
     words += ["--weights-file", args.weights_file] if args.weights_file else []
     report = args.folder / "report"
-    if not (report / "report.json").is_file() and command(["evaluate", str(config.out), *map(str, words), "--out", str(report)]):
-        return 1
-    part.note("scoring")
+    with part.during("scoring"):
+        if not (report / "report.json").is_file() and command(["evaluate", str(config.out), *map(str, words), "--out", str(report)]):
+            return 1
     content = json.loads((report / "report.json").read_text())
     found: dict[str, Any] = {
         "frechet": content["scores"]["frechet"], "floor": content["real"]["frechet"]["value"] if content["real"] else None,
         "extractor": kind, "samples": args.samples, "calls": args.nfe, "images": config.steps * config.batch, "steps": config.steps,
-        "seconds": {what: round(seconds, 1) for what, seconds in part.before.items()}, "curve_samples": args.curve, "curve": points,
+        "seconds": {what: round(seconds, 1) for what, seconds in part.used.items()}, "curve_samples": args.curve, "curve": points,
         "device": torch.cuda.get_device_name() if fast else f"{torch.get_num_threads()} CPU threads",
         "report_bytes": sum(file.stat().st_size for file in report.iterdir()),
     }  # fmt: skip
