@@ -47,11 +47,14 @@ METHODS: dict[str, Distillation] = {
     "progressive": Progressive(),
     "consistency": Consistency(),
     "consistency, from data": Consistency(source="data"),
+    "consistency, from data, squared": Consistency(source="data", huber=1.0),
     "continuous": ContinuousConsistency(),
     "continuous, from data": ContinuousConsistency(source="data"),
+    "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
     "matching": Matching(),
 }
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 6, "continuous, from data": 5, "matching": 7}
+PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 5}
 SOLVERS = {preset.name: preset.value for preset in PRESETS if preset.name in ("dpm++2m", "heun", "unipc")}
 WEIGHTS = torch.tensor([0.3, 0.4, 0.3])
 

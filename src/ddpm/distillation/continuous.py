@@ -15,8 +15,6 @@ from ddpm.networks.blocks import reference
 from ddpm.objective.losses import Draws, Loss, Uncertainty
 from ddpm.process import At
 
-SOFT = 0.1  # c of the tangent's normalisation
-
 
 class ContinuousLoss(Loss):
     """See `ContinuousConsistency`."""
@@ -59,7 +57,7 @@ class ContinuousLoss(Loss):
         old, change = along(denoiser, x, at, cond, v, rates)
         g = -(at.alpha**2) * (old - v) - self.ramp * (at.alpha * at.sigma * x + change)
         size = g.reshape(len(g), -1).square().mean(1).sqrt().reshape(-1, *[1] * (x.ndim - 1))
-        return g / (size + SOFT)
+        return g / (size + self.settings.soften)
 
     def source(self, x0: Tensor, x: Tensor, at: At, cond: Cond, eps: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) whose velocity the trajectory follows."""

@@ -101,7 +101,8 @@ class Consistency(Distillation):
     """The prediction at t is fitted to the student's own at a nearby s < t of the same trajectory, whose end it must share.
 
     x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the same data with the same noise (source = data:
-    consistency training, where the teacher is only the start). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
+    consistency training, where the teacher is only the start; its target is right in the mean, so a metric like a norm, whose best answer
+    is a median, leads samples of few numbers astray: `huber`). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
     u = sigma/(alpha + sigma), gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s = 0) the data are regressed, or the teacher's mean.
 
     Reference: Song et al., 2023, arXiv:2303.01469, algorithms 2 and 3; no average as target, Pseudo-Huber metric, weight 1/(u_t - u_s):
@@ -111,7 +112,11 @@ class Consistency(Distillation):
     source: Literal["teacher", "data"] = setting("teacher", "where the nearby point of the trajectory comes from")
     stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=30)
     first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=30)
-    huber: float = setting(0.00054, "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; larger: nearer to the squared error", above=0.0)
+    huber: float = setting(
+        0.00054,
+        "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; 1: nearly the squared error, which samples of few numbers want with source = data",
+        above=0.0,
+    )
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
 
     def __post_init__(self) -> None:
@@ -147,6 +152,9 @@ class ContinuousConsistency(Distillation):
         0.1, "share of the run over which the network's own derivative is taken into account more and more", low=0.0, high=1.0
     )
     clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
+    soften: float = setting(
+        0.1, "c of the tangent g/(|g| + c); large: hardly normalised, which samples of few numbers want with source = data", above=0.0
+    )
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
 
     def __post_init__(self) -> None:
