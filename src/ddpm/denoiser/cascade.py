@@ -29,8 +29,7 @@ class Base(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one of its samples, in the data's units."""
-        found: tuple[int, ...] = getattr(self.denoiser, "data_shape", self.denoiser.shape)
-        return found
+        return self.denoiser.data_shape
 
 
 def factors(large: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -82,6 +82,11 @@ class Denoiser(nn.Module, ABC):
     def residual(self, at: At) -> Tensor:
         """E|x0 - E[x0|x_t]|^2 per entry, shaped as at.t; ConfigError where it is not known."""
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of one sample in the data's own units."""
+        return self.shape
+
     def take_after(self, other: Denoiser) -> None:
         """Be of the same data, process and meaning as another: for those that wrap one."""
         self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range

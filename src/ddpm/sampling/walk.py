@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Base, Cond, Denoiser, Model, Prediction, enlarged, told
+from ddpm.denoiser import UNASKED, Base, Cond, Denoiser, Model, Prediction, enlarged, told
 from ddpm.denoiser.serving import serving
 from ddpm.errors import ConfigError
 from ddpm.process import At, Grid
@@ -148,12 +148,12 @@ def _lower(
     distilled model by what it was made for), enlarged, with the noise that is laid on it.
     """
     small, codec, device = base.denoiser, denoiser.codec, device_of(denoiser)
-    known = {key: value for key, value in (cond or {}).items() if key not in ("x0", "augment", "guidance")} or None
+    known = {key: value for key, value in (cond or {}).items() if key not in UNASKED} or None
     alike = small.meaning == denoiser.meaning == "mean"
     own: dict[str, Any] = {"sampler": sampler, "steps": usual_steps(small, steps)} if alike else {}
     *_, last = walk(small, indices=[index + BLOCK for index in indices], cond=known, **own)
     drawn = last.x if small.codec is None else small.codec.decode(last.x)
-    low = enlarged(drawn, getattr(denoiser, "data_shape", denoiser.shape))
+    low = enlarged(drawn, denoiser.data_shape)
     low = low.to(last.x) if codec is None else codec.encode(low).to(last.x)
     deviation = torch.full((len(low),), base.drawn, dtype=torch.float32, device=device)
     return told(low.to(device), deviation, normals(seed, indices, tuple(low.shape[1:]), "low").to(device))

@@ -28,11 +28,9 @@ def load_base(settings: CascadeSettings) -> Base | None:
     return Base(denoiser, about, settings.base_noise, settings.base_drawn)
 
 
-def other_data(what: str, codec: Codec, shape: tuple[int, ...], card: Card, *, sized: bool = True) -> list[str]:
-    """How data differ from those that a codec, and the model behind it, was made for: shape (`sized`), type, levels, or units."""
+def other_data(what: str, codec: Codec, card: Card) -> list[str]:
+    """How data differ from those that a codec, and the model behind it, was made for: type, levels, or units."""
     found: list[str] = []
-    if sized and tuple(card.shape) != shape:
-        found.append(f"{what}: takes samples of {shape}, {card.name} has {tuple(card.shape)}; give its own data")
     if (codec.dtype, codec.bins) != (card.dtype, card.bins):
         kinds = (
             f"{kind}, levels {bins[0]:g} to {bins[1]:g}" if bins else kind
@@ -53,8 +51,7 @@ def other_data(what: str, codec: Codec, shape: tuple[int, ...], card: Card, *, s
 
 def check_base(base: Base, card: Card) -> None:
     """ConfigError where a base's samples cannot be enlarged to the card's."""
-    small = base.about["shape"] if "autoencoder" not in base.about else base.about["autoencoder"]["shape"]
-    problems = [] if base.denoiser.codec is None else other_data("base", base.denoiser.codec, tuple(small), card, sized=False)
+    problems = [] if base.denoiser.codec is None else other_data("base", base.denoiser.codec, card)
     if factors(tuple(card.shape), base.shape) is None:
         problems.append(f"base: draws {base.shape}; {tuple(card.shape)} must be whole multiples of that, with as many channels")
     for name, there, here in (("classes", base.about["classes"], card.classes), ("vector", base.about["vector"], card.vector)):

@@ -82,7 +82,8 @@ class CascadeSettings:
     base_drawn: float = setting(0.1, "noise laid on it when samples are drawn", low=0.0, high=10.0)
 
     def __post_init__(self) -> None:
-        lost = [name for name, usual in (("base_noise", 0.4), ("base_drawn", 0.1)) if self.base is None and getattr(self, name) != usual]
+        usual = type(self)  # whose attributes are the defaults
+        lost = [name for name in ("base_noise", "base_drawn") if self.base is None and getattr(self, name) != getattr(usual, name)]
         check(self, [f"{name}: is noise on the samples of a base, and there is none; name one with --base" for name in lost])
 
 
@@ -267,7 +268,10 @@ class AutoencodeConfig:
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:
-        check(self, ["kl: is of continuous latents; with network.codes leave it out"] if self.network.codes and self.kl != 0.01 else [])
+        check(
+            self,
+            ["kl: is of continuous latents; with network.codes leave it out"] if self.network.codes and self.kl != type(self).kl else [],
+        )
 
     def problems(self) -> list[str]:
         """What the nested settings have to say; found before torch is imported."""

@@ -157,7 +157,12 @@ def in_latents(
     if isinstance(dataset.samples, Latents):
         return dataset
     card = dataset.card
-    if problems := [*other_data("autoencoder", through.codec, through.autoencoder.shape, card), *refusals(dataset)]:
+    problems = [*other_data("autoencoder", through.codec, card), *refusals(dataset)]
+    if tuple(card.shape) != through.autoencoder.shape:
+        problems.append(
+            f"autoencoder: takes samples of {through.autoencoder.shape}, {card.name} has {tuple(card.shape)}; give its own data"
+        )
+    if problems:
         raise ConfigError.of(problems)
     key, about = _keyed(dataset, through)
     path = (cache or folder()) / "latents" / key
