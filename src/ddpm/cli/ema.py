@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     lengths = Lengths(saved, model, loss, notice)
     low, high = lengths.reach()
     dataset = own_data(config.data, saved, model)
-    keys = frozenset(dataset.cond) if saved.document("state")["config"]["conditional"] else frozenset(dataset.cond) & {"image"}
+    keys = model.conditions
     best, first = compare(config, lengths, low, high)[0], name_of(lengths.tracked[0])
     print(f"step {saved.step} of {saved.path.parent}: {len(lengths.held)} averages kept, lengths {low:.3f} to {high:.3f} can be made")
     print(f"loss on {min(config.n, len(dataset.held_rows))} held-out samples of {dataset.card.name}, the same noise for all")

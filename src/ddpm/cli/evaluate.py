@@ -114,6 +114,9 @@ def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys:
     rows = evenly(dataset.held_rows, config.likelihood)  # data may be sorted
     if not len(rows) or model.codec is None or model.meaning != "mean" or model.base is not None:
         return None
+    if dataset.card.mask_channels:
+        notice("no bits per dimension: of samples of which entries are missing the bound would count these too")
+        return None
     if model.autoencoder is not None:
         try:
             latent_codec(model)

@@ -240,6 +240,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     rows, kind = rows_to_score(dataset, args.run_folder, model, "data" in flags.values.get("data", {}), config.n, config.seed)
     raw, values = dataset.batch(rows)
     check_samples(dataset, raw, model)
+    if "mask" in values:
+        raise ConfigError(f"{dataset.card.name}: entries of its samples are missing, and the bounds count all entries; no likelihood of these")
     cond, words = condition(dataset, values, model, document, config.conditional)
     model = model.to(machine.device)
     x0 = torch.from_numpy(raw) if latents else encoded(model.codec, raw, machine.device)

@@ -23,6 +23,7 @@ _KEYS = {
     "class": ("y", "labels", "label", "arr_1", "class"),
     "vector": ("vector",),
     "image": ("image",),
+    "mask": ("mask",),
 }
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _MAP_FROM = 2 << 30  # bytes; larger files are memory maps
@@ -37,7 +38,7 @@ def read_arrays(path: Path, layout: Layout = "auto") -> Found:
     axes (N, H, W) are one channel, and 8-bit arrays (N, H, W, C) with C = 1, 3 or 4 and no such number in second place are pictures,
     channels last. `layout="first"` or `"last"` says it outright, so (N, C, L) signals need "first". (N, F) is a table of F columns.
     Names in .npz and .safetensors: samples `x`, `samples` or `arr_0`; class ids `y`, `label`, `labels`, `arr_1` or `class`; conditions
-    `vector` and `image`.
+    `vector` and `image`; which entries are there: `mask`.
     A .npy or .safetensors file above 2 GiB is mapped, not read. Pickled objects are never loaded.
 
     Raises:
@@ -75,13 +76,14 @@ def found_arrays(
     layout: Layout = "auto",
     notices: tuple[str, ...] = (),
 ) -> Found:
-    """Samples (N, ...) and conditions ("class" (N,), "vector" (N, V), "image" (N, C, *axes)) as found data; see `read_arrays`.
+    """Samples (N, ...) and conditions ("class" (N,), "vector" (N, V), "image" (N, Ci, *axes), "mask" (N, 1 or C, *axes), or (N, *axes), of
+    0 and 1) as found data; see `read_arrays`.
 
     `bins` are the lowest and highest level of integer data; unset, 8-bit data have (0, 255), 16-bit unsigned data (0, 65535), and other
     integers their smallest and largest value, unless these lie more than 65,536 levels apart (then the data count as continuous).
     """
     samples, said = channels_second(numbers_of(np.asanyarray(samples), name), layout, name)
-    conditions, names = _conditions(dict(cond or {}), len(samples), samples.ndim, tuple(classes), name)
+    conditions, names = _conditions(dict(cond or {}), samples.shape, tuple(classes), name)
     vector = conditions.get("vector")
     return Found(
         name=name,
@@ -165,11 +167,12 @@ def channels_second(array: NDArray[Any], layout: Layout, name: str) -> tuple[NDA
 
 
 def _conditions(
-    cond: dict[str, NDArray[Any]], count: int, axes: int, classes: tuple[str, ...], name: str
+    cond: dict[str, NDArray[Any]], shape: tuple[int, ...], classes: tuple[str, ...], name: str
 ) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
-    unknown = sorted(set(cond) - {"class", "vector", "image"})
+    count, axes = shape[0], len(shape)
+    unknown = sorted(set(cond) - {"class", "vector", "image", "mask"})
     if unknown:
-        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector and image")
+        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector, image and mask")
     done: dict[str, NDArray[Any]] = {}
     for key, given in cond.items():
         values = np.asanyarray(given)
@@ -190,7 +193,23 @@ def _conditions(
         done["vector"] = vector.astype(np.float32)
     if "image" in done and done["image"].ndim != axes:
         raise DataError(f"{name}: the condition 'image' has {done['image'].ndim} axes; expected {axes}, as the samples have")
+    if "mask" in done:
+        done["mask"] = _mask(done["mask"], shape, name)
     return done, classes
+
+
+def _mask(mask: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:
+    """Which entries of samples of a shape (N, C, *axes) are there, (N, 1 or C, *axes)."""
+    wide = mask[:, None] if mask.ndim == len(shape) - 1 and mask.ndim > 1 else mask
+    if wide.ndim != len(shape) or wide.shape[1] not in (1, shape[1]) or wide.shape[2:] != shape[2:]:
+        each = ", ".join(map(str, (shape[0], 1, *shape[2:])))
+        raise DataError(f"{name}: the condition 'mask' has shape {mask.shape}; expected {shape}, or ({each}) for all channels alike")
+    if not bool(((wide == 0) | (wide == 1)).all()):
+        raise DataError(f"{name}: the condition 'mask' holds other values than 0 (not there) and 1 (there)")
+    empty = np.flatnonzero(~wide.reshape(len(wide), -1).any(axis=1))
+    if len(empty):
+        raise DataError(f"{name}: row {int(empty[0])} has no entry that is there; leave such samples out")
+    return wide.astype(np.uint8)
 
 
 def _class_ids(labels: NDArray[Any], classes: tuple[str, ...], name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -46,6 +46,8 @@ def check_fits(card: Card, model: Card) -> None:
         wrong.append(f"vector condition: model expects {len(model.vector)} numbers, data have {len(card.vector)}")
     if card.image_channels != model.image_channels:
         wrong.append(f"image condition: model expects {model.image_channels} channels, data have {card.image_channels}")
+    if card.mask_channels != model.mask_channels:
+        wrong.append(f"mask: model expects {model.mask_channels} channels, data have {card.mask_channels}")
     if wrong:
         raise DataError(f"{card.name} does not fit the model (trained on {model.name}):\n  " + "\n  ".join(wrong))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.rows import Keys
 from ddpm.data.watch import Watched
+from ddpm.denoiser.codec import Codec
 from ddpm.errors import DataError
 from ddpm.random import generator as stream
 
@@ -58,7 +59,8 @@ class Dataset:
     """Samples in their own units, channels first, with their conditions, their split and their card.
 
     `samples` is (N, *card.shape): an array in memory, a memory map, or a store of larger pictures whose centre is shown.
-    `cond` may hold "class" (N,) int64, "vector" (N, V) float32 and "image" (N, C, *axes); `train_rows` and `held_rows` are int64.
+    `cond` may hold "class" (N,) int64, "vector" (N, V) float32, "image" (N, Ci, *axes) and "mask" (N, 1 or C, *axes), 0 where an entry of
+    a sample is not there, whatever `samples` hold there; `train_rows` and `held_rows` are int64.
     `keys` tell this reading of the data from another one (see `rows`); `watched` are the files that are mapped; `derived` makes further
     conditions of a batch's samples.
     """
@@ -103,7 +105,8 @@ class Dataset:
 
         With a generator, and only then, the samples are augmented: a random part of each larger picture where the settings say
         `crop="random"`, then half of them mirrored along the last axis where they say `flip` (the image condition with them).
-        The result is a pure function of the rows and of the generator's state; without one the same rows always give the same batch.
+        Where a mask says that nothing is there the samples hold the middle of their channel. The result is a pure function of the rows and
+        of the generator's state; without one the same rows always give the same batch.
 
         Raises: DataError naming the file where samples that stay in their files can no longer be read.
         """
@@ -122,8 +125,21 @@ class Dataset:
         if generator is not None and self.flip:
             mirrored = generator.random(len(rows)) < 0.5
             raw[mirrored] = raw[mirrored][..., ::-1]
-            if "image" in cond:
-                cond["image"][mirrored] = cond["image"][mirrored][..., ::-1]
+            for key in cond.keys() & {"image", "mask"}:
+                cond[key][mirrored] = cond[key][mirrored][..., ::-1]
+        if "mask" in cond:
+            raw = np.where(cond["mask"] != 0, raw, self._nothing(raw.ndim)).astype(raw.dtype)
         if self.derived is not None:
             cond |= self.derived(raw, generator)
         return raw, cond
+
+    def _nothing(self, axes: int) -> NDArray[Any]:
+        """What samples hold where nothing is there: the value of each channel that is 0 in the space diffused in."""
+        middle = np.asarray(Codec.of(self.card).shift).reshape(1, -1, *[1] * (axes - 2))
+        return middle if np.dtype(self.card.dtype).kind == "f" else np.rint(middle)
+
+    def conditions(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """The conditions of the rows (B,), without the samples where they can be had without."""
+        if self.derived is not None:
+            return self.batch(rows)[1]
+        return {key: np.array(values[np.asarray(rows)]) for key, values in self.cond.items()}

@@ -41,7 +41,8 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
     """
     samples = found.samples
     check_conditions(found)
-    moments, digests = _read_all(samples, train)
+    mask = found.cond.get("mask")
+    moments, digests = _read_all(samples, train, mask)
     chosen = normalise if normalise != "auto" else ("range" if found.kind == "image" or samples.dtype.kind in "ui" else "standard")
     labels = found.cond.get("class")
     image = found.cond.get("image")
@@ -60,6 +61,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         class_counts=() if labels is None else tuple(int(n) for n in np.bincount(labels, minlength=len(found.classes))),
         vector=found.vector,
         image_channels=0 if image is None else int(image.shape[1]),
+        mask_channels=0 if mask is None else int(mask.shape[1]),
         count=len(samples),
         held_out=len(held),
         duplicates=len(samples) - len(np.unique(digests)),
@@ -102,16 +104,19 @@ def check_conditions(found: Found) -> None:
             raise DataError(f"{found.name}: row {row} has class {int(labels[row])}, there are {last + 1} (0-{last})")
 
 
-def _read_all(samples: Samples, train: Rows) -> tuple[Moments, NDArray[Any]]:
-    """Moments over the training rows and a digest (N,) of every row, in one pass."""
+def _read_all(samples: Samples, train: Rows, mask: NDArray[Any] | None = None) -> tuple[Moments, NDArray[Any]]:
+    """Moments over the training rows, of the entries that are there, and a digest (N,) of every row, in one pass."""
     in_training = np.zeros(len(samples), dtype=bool)
     in_training[train] = True
     digests = np.empty((len(samples), _DIGEST_BYTES), dtype=np.uint8)
     running = _Running(samples.shape[1])
     whole = getattr(samples, "row_bytes", None)  # larger pictures of which parts are cut: their hidden border counts too
     for start, chunk in _chunks(samples):
-        _refuse_not_finite(chunk, start, "the data")
-        running.add(chunk[in_training[start : start + len(chunk)]])
+        here = slice(start, start + len(chunk))
+        there = None if mask is None else np.broadcast_to(mask[here] != 0, chunk.shape)
+        _refuse_not_finite(chunk if there is None else np.where(there, chunk, 0), start, "the data")
+        chosen = in_training[here]
+        running.add(chunk[chosen], None if there is None else there[chosen])
         packed = np.ascontiguousarray(chunk)
         for i, row in enumerate(packed):
             data = row.data if whole is None else whole(start + i)
@@ -123,30 +128,49 @@ class _Running:
     """Moments of each channel, merged chunk by chunk (Chan, Golub and LeVeque 1983), so that 280 K +- 5 K loses no digits."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
+        self.count = np.zeros(channels)
         self.mean = np.zeros(channels)
         self.spread = np.zeros(channels)
         self.low = np.full(channels, np.inf)
         self.high = np.full(channels, -np.inf)
 
-    def add(self, chunk: NDArray[Any]) -> None:
+    def add(self, chunk: NDArray[Any], there: NDArray[np.bool_] | None = None) -> None:
+        """chunk (B, C, *axes); there, of the same shape: which entries count."""
         if chunk.size == 0:
             return
-        values = np.moveaxis(chunk, 1, 0).reshape(chunk.shape[1], -1)
-        self.low = np.minimum(self.low, values.min(axis=1))
-        self.high = np.maximum(self.high, values.max(axis=1))
+        values, counts = _by_channel(chunk), None if there is None else _by_channel(there)
+        low, high = (values, values) if counts is None else (np.where(counts, values, fill) for fill in _ends(values.dtype))
+        self.low = np.minimum(self.low, low.min(axis=1))
+        self.high = np.maximum(self.high, high.max(axis=1))
         exact = values.astype(np.float64)
-        count, mean = exact.shape[1], exact.mean(axis=1)
+        if counts is None:
+            count, mean = np.full(len(exact), float(exact.shape[1])), exact.mean(axis=1)
+        else:
+            exact, count = np.where(counts, exact, 0.0), counts.sum(axis=1).astype(np.float64)
+            mean = exact.sum(axis=1) / np.maximum(count, 1.0)
         exact -= mean[:, None]
-        gap, total = mean - self.mean, self.count + count
+        if counts is not None:
+            exact *= counts
+        gap, total = mean - self.mean, np.maximum(self.count + count, 1.0)
         self.spread += np.einsum("cn,cn->c", exact, exact) + gap**2 * (self.count * count / total)
         self.mean = self.mean + gap * (count / total)
-        self.count = total
+        self.count = self.count + count
 
     def moments(self) -> Moments:
-        std = np.sqrt(self.spread / max(self.count, 1))
+        std = np.sqrt(self.spread / np.maximum(self.count, 1.0))
         std[self.low == self.high] = 0.0  # rounding must not turn a constant into a tiny deviation to divide by
         return Moments(low=self.low, high=self.high, mean=self.mean, std=std)
+
+
+def _by_channel(chunk: NDArray[Any]) -> NDArray[Any]:
+    return np.moveaxis(chunk, 1, 0).reshape(chunk.shape[1], -1)
+
+
+def _ends(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """What no smallest, and no largest, value is found at."""
+    if dtype.kind == "f":
+        return np.inf, -np.inf
+    return int(np.iinfo(dtype).max), int(np.iinfo(dtype).min)
 
 
 def _chunks(samples: Samples) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -162,7 +186,7 @@ def _refuse_not_finite(chunk: NDArray[Any], start: int, where: str) -> None:
     finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
     if not finite.all():
         rows = ", ".join(str(start + int(i)) for i in np.flatnonzero(~finite)[:5])
-        raise DataError(f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these rows or fill the gaps")
+        raise DataError(f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these rows, fill the gaps, or give a mask of what is there")
 
 
 def _leaks(digests: NDArray[Any], train: Rows, held: Rows) -> tuple[str, ...]:

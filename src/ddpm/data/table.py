@@ -46,6 +46,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         facts.append(("vector condition", f"{len(card.vector)}: {_some(card.vector)}"))
     if card.image_channels:
         facts.append(("image condition", f"{card.image_channels} channels"))
+    if card.mask_channels:
+        facts.append(("mask", f"{card.mask_channels} channels: entries may be missing; the statistics are of those that are there"))
     return [*facts, ("fingerprint", card.fingerprint)]
 
 

@@ -29,6 +29,7 @@ class Card:
     class_counts: tuple[int, ...] = ()
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition
     image_channels: int = 0  # channels of the image/field condition that is concatenated to the input
+    mask_channels: int = 0  # of the mask that says which entries are there: 0: all of all samples; 1: the same for all channels; else each
     count: int = 0  # samples in all
     held_out: int = 0  # of which held out
     duplicates: int = 0  # samples that repeat an earlier one exactly

@@ -21,7 +21,8 @@ from ddpm.networks.autoencoder import Autoencoder
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
-UNASKED = frozenset({"x0", "augment", "guidance", "low", "low_noise"})  # supplied in training and by `sample`, not by whoever asks
+# what a sample is told beside what is asked for; the first five are supplied in training and by `sample`
+UNASKED = frozenset({"x0", "augment", "guidance", "low", "low_noise", "mask"})
 
 
 def asked(cond: Cond) -> bool:
@@ -145,6 +146,9 @@ class NetworkDenoiser(Denoiser):
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
     cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first.
 
+    cond["mask"] (B, 1 or C, *axes), where given, is true where an entry is there. The others are 0 in the space diffused in, and known to
+    be: the network sees zeros there, the prediction is x0 = 0 and eps = x/sigma, so that no loss counts them and every sampler ends at 0.
+
     Reference: self_condition: Chen, Zhang, Hinton, 2022, arXiv:2208.04202, section 3.2; augmented: Karras et al., 2022, arXiv:2206.00364,
     appendix F.2.
     """
@@ -202,12 +206,17 @@ class NetworkDenoiser(Denoiser):
             raise ConfigError('cond["low"]: this model enlarges smaller samples and was given none; ddpm.sample draws them itself')
         # the process may run in float64, the network keeps its own precision
         own = next(iter((*self.network.parameters(), *self.network.buffers())), x).dtype
-        output = self.network((c_in * x).to(own), c_noise.to(own), cond).to(x.dtype)
+        there = None if not cond or "mask" not in cond else cond["mask"].to(torch.bool)
+        shown = c_in * x if there is None else c_in * x * there
+        output = self.network(shown.to(own), c_noise.to(own), cond).to(x.dtype)
         variance = None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1.0) / 2.0 if self.student is None else None  # distillation leaves this half untrained
-        return self.parameterization.predict(output, x, at, self.process, variance)
+        said = self.parameterization.predict(output, x, at, self.process, variance)
+        if there is None:
+            return said
+        return said._replace(x0=said.x0 * there, eps=torch.where(there, said.eps, x / at.sigma))
 
     @property
     def data_shape(self) -> tuple[int, ...]:

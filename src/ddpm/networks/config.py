@@ -28,7 +28,7 @@ class CondSpec:
     are replaced by learned null embeddings, the image by zeros). Where `null` is given, the other keys may be left out.
     `x0` (B, C, *axes) and `augment` (B, augment) float may always be left out, which is the same as zeros, and `guidance` (B,) float, which
     is the same as ones; `null` leaves them as they are: they do not say what is asked for. Nor do `low` (B, C, *axes) and `low_noise` (B,),
-    a sample enlarged from fewer entries and the noise that was laid on it.
+    a sample enlarged from fewer entries and the noise that was laid on it, nor `mask` (B, mask, *axes), true where an entry is there.
     """
 
     classes: int = setting(0, "classes; the class id is 0..classes-1", low=0, high=1_000_000)
@@ -38,10 +38,11 @@ class CondSpec:
     augment: int = setting(0, "entries of the vector that says how the sample was augmented", low=0, high=1000)
     guidance: bool = setting(False, "the scale of guidance whose result is imitated")
     low: bool = setting(False, "a smaller sample, enlarged and with noise, is laid beside the input")
+    mask: int = setting(0, "channels of the mask that says which entries are there", low=0, high=65_536)
 
     def beside(self, channels: int) -> int:
         """Channels laid beside an input of so many."""
-        return self.image + channels * (self.x0 + self.low)
+        return self.image + channels * (self.x0 + self.low) + self.mask
 
     @property
     def keys(self) -> tuple[str, ...]:

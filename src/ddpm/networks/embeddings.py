@@ -125,12 +125,16 @@ def optional(cond: Cond, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def with_fields(x: Tensor, cond: Cond | None, spec: CondSpec) -> Tensor:
     """x (B, C, *axes) with what is laid beside it: the condition image, then the earlier prediction of x0, zeros where there is none, then
-    an enlarged sample, likewise.
+    an enlarged sample, likewise, and the mask, ones where there is none.
     """
     wide = with_image(x, cond, spec.image)
     for key in (key for key, wanted in (("x0", spec.x0), ("low", spec.low)) if wanted):
         before = optional(cond or {}, key, tuple(x.shape))
         wide = torch.cat([wide, torch.zeros_like(x) if before is None else before.to(x.dtype)], dim=1)
+    if spec.mask:
+        shape = (len(x), spec.mask, *x.shape[2:])
+        there = optional(cond or {}, "mask", shape)
+        wide = torch.cat([wide, x.new_ones(shape) if there is None else there.to(x.dtype)], dim=1)
     return wide
 
 

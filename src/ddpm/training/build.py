@@ -35,7 +35,7 @@ from ddpm.training.augment import ENTRIES
 from ddpm.training.config import FAMILIES, TrainConfig
 
 NetworkConfig = UNetConfig | MLPConfig
-TRICKS = ("x0", "augment", "guidance", "low")  # of CondSpec: what a sample is not asked for under
+TRICKS = ("x0", "augment", "guidance", "low", "mask")  # of CondSpec: what a sample is not asked for under
 
 
 def default_network(shape: tuple[int, ...]) -> NetworkConfig:
@@ -52,7 +52,7 @@ def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
     """What the network is conditioned on, given the data and whether labels are wanted."""
     tricks: dict[str, Any] = {
         "x0": config.tricks.self_condition, "augment": ENTRIES if config.tricks.augment else 0, "guidance": config.loss.guided,
-        "low": config.cascade.base is not None,
+        "low": config.cascade.base is not None, "mask": card.mask_channels,
     }  # fmt: skip
     if not config.conditional:
         return CondSpec(image=card.image_channels, **tricks)

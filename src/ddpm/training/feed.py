@@ -51,9 +51,18 @@ def conditions(cond: dict[str, np.ndarray], keys: frozenset[str], device: torch.
     return {key: torch.from_numpy(value).to(device) for key, value in cond.items() if key in keys or key in UNASKED}
 
 
-def encoded(codec: Codec, raw: np.ndarray, device: torch.device) -> Tensor:
-    """Data in the space diffused in, float32 on the device; encoded on the host, where float64 data can be."""
-    return codec.encode(torch.from_numpy(raw)).to(torch.float32).to(device)
+def asked_for(dataset: Dataset, rows: Rows, keys: frozenset[str], device: torch.device) -> dict[str, Tensor] | None:
+    """What a model is asked for that draws samples such as the rows (B,): their conditions, and where they have entries."""
+    cond = {key: value for key, value in dataset.conditions(rows).items() if key in keys or key == "mask"}
+    return conditions(cond, keys, device) or None
+
+
+def encoded(codec: Codec, raw: np.ndarray, device: torch.device, mask: np.ndarray | None = None) -> Tensor:
+    """Data in the space diffused in, float32 on the device; encoded on the host, where float64 data can be. 0 where a mask says that
+    nothing is there.
+    """
+    x0 = codec.encode(torch.from_numpy(raw)).to(torch.float32)
+    return (x0 if mask is None else torch.where(torch.from_numpy(mask) != 0, x0, 0.0)).to(device)
 
 
 class Feed:
@@ -101,7 +110,7 @@ class Feed:
         again = self.tricks.self_condition and bool(generator(self.seed, "again", part, step).random() < 0.5)  # for all shards alike
         part = part * self.shards + shard  # of all streams of this step
         raw, values = self.dataset.batch(rows, generator(self.seed, "augment", part, step))
-        x0 = encoded(self.codec, raw, self.device)
+        x0 = encoded(self.codec, raw, self.device, values.get("mask"))
         cond = conditions(values, self.keys, self.device) or None
         if cond and self.dropout:
             hidden = generator(self.seed, "dropout", part, step).random(count) < self.dropout

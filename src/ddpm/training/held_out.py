@@ -70,7 +70,7 @@ def held_out_loss(
         begin = min(k, batches - 1) * batch
         part = slice(begin, begin + batch)
         raw, values = dataset.batch(rows[part])
-        x0 = encoded(denoiser.codec, raw, device)
+        x0 = encoded(denoiser.codec, raw, device, values.get("mask"))
         eps = torch.from_numpy(generator(0, "evaluate", begin).standard_normal(tuple(x0.shape), dtype=np.float32)).to(device)
         at = process.at(grid[level[part]], like=x0)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -97,7 +97,7 @@ def held_out_objective(denoiser: Denoiser, loss: Loss, feed: Feed, autocast: tor
     losses: list[Tensor] = []
     for k in range(0, len(rows), 64):
         raw, values = feed.dataset.batch(rows[k : k + 64])
-        x0 = encoded(feed.codec, raw, feed.device)
+        x0 = encoded(feed.codec, raw, feed.device, values.get("mask"))
         with torch.autocast(feed.device.type, autocast, enabled=autocast is not None):
             losses.append(loss(denoiser, x0, conditions(values, feed.keys, feed.device) or None, feed.draws(0, k, x0)))
     return torch.cat(losses).mean().item()

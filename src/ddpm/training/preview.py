@@ -14,6 +14,7 @@ from ddpm.denoiser import Card, Codec
 from ddpm.sampling import sample, usual_steps
 from ddpm.training.averaging.ema import swapped
 from ddpm.training.checkpoints.storage import write_text
+from ddpm.training.feed import asked_for
 from ddpm.training.logbook import read_metrics
 
 if TYPE_CHECKING:
@@ -32,15 +33,12 @@ def limits(codec: Codec) -> tuple[float, float]:
 
 def example_conditions(trainer: Trainer, count: int) -> dict[str, Tensor] | None:
     """Conditions for a preview: classes in turn, else those of the first held-out (or training) samples."""
-    card, keys = trainer.dataset.card, trainer.keys
-    if not keys:
-        return None
     rows = trainer.dataset.held_rows if len(trainer.dataset.held_rows) else trainer.dataset.train_rows
-    rows = np.resize(rows, count)
-    cond = {key: torch.from_numpy(np.asarray(trainer.dataset.cond[key][rows])) for key in keys}
-    if "class" in cond:
-        cond["class"] = torch.arange(count) % len(card.classes)
-    return {key: value.to(trainer.machine.device) for key, value in cond.items()}
+    device = trainer.machine.device
+    cond = asked_for(trainer.dataset, np.resize(rows, count), trainer.keys, device)
+    if cond and "class" in cond:
+        cond["class"] = torch.arange(count, device=device) % len(trainer.dataset.card.classes)
+    return cond
 
 
 def preview(trainer: Trainer, *, last: bool) -> np.ndarray:

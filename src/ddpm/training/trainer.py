@@ -62,7 +62,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.keys = frozenset(self.dataset.cond) if config.conditional else frozenset(self.dataset.cond) & {"image"}
+        self.keys = self.denoiser.conditions
         dropout = config.cond_dropout if self.keys else 0.0
         self.feed = Feed(
             self.dataset, self.denoiser.codec, self.keys, config.seed, config.batch, config.accumulate, dropout, self.machine.device,

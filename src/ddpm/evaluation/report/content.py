@@ -26,7 +26,7 @@ from ddpm.metrics import (
 )
 from ddpm.metrics.neighbours import nearest
 from ddpm.random import generator
-from ddpm.training.feed import conditions
+from ddpm.training.feed import asked_for
 from ddpm.training.health.drift import drift, profile, reference_rows
 from ddpm.training.held_out import gaussian_floors, held_out_loss
 from ddpm.training.latents import diffused
@@ -67,11 +67,9 @@ class Evaluator:
 
     def conditions(self, n: int, seed: int, keys: frozenset[str], device: torch.device) -> Cond:
         """Conditions of n samples: those of training rows in an order drawn from the seed, each as often as in the data; None for none."""
-        if not keys:
-            return None
         rows = self.dataset.train_rows[generator(seed, "order").permutation(len(self.dataset.train_rows))]
         chosen = np.resize(rows, n)
-        return conditions({key: np.asarray(values[chosen]) for key, values in self.dataset.cond.items()}, keys, device) or None
+        return asked_for(self.dataset, chosen, keys, device)
 
     def frechet(self, samples: Tensor) -> Estimate:
         """Its distance alone, for the points of a curve."""

@@ -81,7 +81,7 @@ def bin_gradients(
     rows = min(ROWS, feed.share(0)[1], len(feed.dataset.train_rows))
     chosen = feed.dataset.train_rows[np.linspace(0, len(feed.dataset.train_rows) - 1, rows).astype(np.int64)]
     raw, values = feed.dataset.batch(chosen)
-    x0, cond = encoded(denoiser.codec, raw, feed.device), conditions(values, feed.keys, feed.device) or None
+    x0, cond = encoded(denoiser.codec, raw, feed.device, values.get("mask")), conditions(values, feed.keys, feed.device) or None
     draws = feed.draws(0, 0, x0)
     norms = torch.zeros(len(where), dtype=torch.float64)
     for k in world.mine(len(where)):
