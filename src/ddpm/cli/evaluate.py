@@ -168,6 +168,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from ddpm.evaluation.reference import foreign_statistics
     from ddpm.evaluation.report import Evaluator
     from ddpm.training.classifier import home_of, run_data
+    from ddpm.training.given import with_given
     from ddpm.training.latents import diffused
     from ddpm.training.state import open_run
 
@@ -175,7 +176,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(EvaluateConfig, [Layer("the run", {"data": to_dict(run_data(saved))}), typed], FAMILIES)
     drawing = ready(args.run_folder, config.how, typed)
     config = replace(config, how=drawing.how)
-    dataset = open_data(config.data)
+    dataset = with_given(open_data(config.data), drawing.model.given)
     check_samples(dataset, dataset.batch(dataset.train_rows[:256])[0], drawing.model)
     before, card = card_of(args.run_folder), diffused(dataset, drawing.model).card
     if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):

@@ -223,6 +223,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from ddpm.likelihood.latents import latent_codec
     from ddpm.training.classifier import run_data
     from ddpm.training.feed import encoded
+    from ddpm.training.given import with_given
     from ddpm.training.machine import choose
     from ddpm.training.state import load_with_card, open_run
 
@@ -236,12 +237,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             raise ConfigError("curve: in latents the chain's rate and distortion are not those of the data; leave --curve out")
     refuse_cascades(args.run_folder, model, "it gives samples a probability once smaller ones are given, and none without")
     machine = choose(config.device, "fp32", None, sum(p.numel() for p in model.parameters()))
-    dataset = open_data(config.data)
+    dataset = with_given(open_data(config.data), model.given)
     rows, kind = rows_to_score(dataset, args.run_folder, model, "data" in flags.values.get("data", {}), config.n, config.seed)
     raw, values = dataset.batch(rows)
     check_samples(dataset, raw, model)
     if "mask" in values:
-        raise ConfigError(f"{dataset.card.name}: entries of its samples are missing, and the bounds count all entries; no likelihood of these")
+        raise ConfigError(
+            f"{dataset.card.name}: entries of its samples are missing, and the bounds count all entries; no likelihood of these"
+        )
     cond, words = condition(dataset, values, model, document, config.conditional)
     model = model.to(machine.device)
     x0 = torch.from_numpy(raw) if latents else encoded(model.codec, raw, machine.device)

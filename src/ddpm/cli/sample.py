@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawing import FAMILIES, How, ready, shown
 from ddpm.cli.drawn import Drawn, rank
-from ddpm.cli.starting import Starting, refuse_image_models
+from ddpm.cli.given import Dealt, Givens
+from ddpm.cli.starting import Starting
 from ddpm.config import Parser, add_flags, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+    from PIL.Image import Image as Picture
 
     from ddpm.cli.drawing import Ready
 
@@ -33,6 +35,7 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
   ddpm sample runs/digits --format npz --n 10000 --out samples/      stopped, the same command continues
   torchrun --nproc-per-node 4 -m ddpm sample runs/digits --n 50000   each process draws its share, the result is the same
   ddpm sample runs/digits --film                     the denoising as an animation
+  ddpm sample runs/faces-4x --given small.png --n 16           of a model trained with --given small: what it may have been
   ddpm sample runs/digits --from drawing.png --strength 0.5    variations of a picture
 """
 
@@ -45,6 +48,7 @@ class SampleConfig:
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
     vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
+    given: Givens = setting(Givens(), "", flat=True)
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
@@ -127,10 +131,14 @@ def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | Non
 class Output:
     """What a call writes: single pictures batch by batch; archives, the grid and the manifest at the end."""
 
-    def __init__(self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any) -> None:
+    def __init__(
+        self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any,
+        given: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    ) -> None:  # fmt: skip
         from ddpm.training.preview import limits
 
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
+        self.given = given  # what samples were drawn from, in their units, and which of it each one was
         several = labels is not None and len(set(labels.tolist())) > 1
         self.folders = [names[label] for label in labels] if labels is not None and several else None
 
@@ -156,6 +164,8 @@ class Output:
             written = [save_zip(drawn.parts(), self.limits, labels, self.folder / f"samples_{n}.zip")]
         elif kind == "shards":
             written = save_shards(drawn.parts(), self.limits, labels, self.folder, self.config.shard)
+        if self.given is not None:
+            return [*written, save_picture(self._beside(drawn, *self.given), self.folder / "grid.png")]
         classes = len(set(labels.tolist())) if labels is not None else 0
         columns = n // classes if classes and n <= 400 and n % classes == 0 else None
         numbers = range(0, n, 1 if columns else max(1, n // 100))
@@ -165,6 +175,18 @@ class Output:
             written.append(save_picture(sheet, self.folder / "grid.png"))
         return written
 
+    def _beside(self, drawn: Drawn, images: NDArray[Any], which: NDArray[Any]) -> Picture:
+        """A row for each of at most 12 given images: the image, then at most 8 samples drawn from it."""
+        import numpy as np
+
+        from ddpm.data.export import grid
+
+        each = min(8, int(np.bincount(which).min()))
+        rows = [np.flatnonzero(which == k)[:each] for k in range(min(12, len(images)))]
+        samples = drawn.some(np.concatenate(rows).tolist())
+        sheet = np.concatenate([images[: len(rows), None], samples.reshape(len(rows), each, *samples.shape[1:])], axis=1)
+        return grid(sheet.reshape(-1, *samples.shape[1:]), self.limits, columns=each + 1)
+
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Load, draw, write."""
@@ -173,9 +195,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     drawing = ready(args.run_folder, config.how, typed, config.start)
     model, document = drawing.model, drawing.document
     output_format(config, model.shape)
-    refuse_image_models(args.run_folder, document["cond"]["image"])
     cond = conditions(config, drawing.names, document["vector"])
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
+    dealt: Dealt | None = config.given.deal(config.n, model, document, args.run_folder)
+    cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
     cond = {key: value.to(drawing.machine.device) for key, value in cond.items()} if cond else None
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
     usual = home / "samples" / f"seed-{config.seed}"  # never inside a checkpoint
@@ -183,9 +206,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     begun = None if start is None else hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()
     best, config = config.how.step == "best", replace(config, how=drawing.how)
     call = [repr(config), drawing.steps, document["sha256"], begun]
+    if dealt is not None:
+        call.append(hashlib.sha256(dealt.images.cpu().numpy().tobytes()).hexdigest())
     drawn = Drawn.open(Path(config.out) if config.out else None, usual, call)
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
-    output = Output(config, drawn.folder, labels, drawing.names, model.codec)
+    images = None if dealt is None else dealt.shown(model)
+    shown_beside = None if dealt is None or images is None else (images, dealt.which.numpy())
+    output = Output(config, drawn.folder, labels, drawing.names, model.codec, shown_beside)
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)

@@ -74,10 +74,9 @@ def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:
 
 def next_command(run: str, denoiser: NetworkDenoiser) -> str:
     """What to type now: sampling, with the condition it needs."""
-    if "image" in denoiser.conditions:
-        return f'in Python: ddpm.sample(ddpm.load("{run}"), n, cond={{"image": images}})'
     vector = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
-    return f"ddpm sample {run} --n 64 --seed 1{vector}"
+    given = " --given held-out" if "image" in denoiser.conditions else ""
+    return f"ddpm sample {run} --n 64 --seed 1{vector}{given}"
 
 
 def foretold(finished: Finished, config: TrainConfig, before: str | None, seconds: float) -> None:

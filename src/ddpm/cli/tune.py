@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     import torch
 
     from ddpm.cli.sample import SampleConfig, conditions
-    from ddpm.cli.starting import refuse_image_models
+    from ddpm.cli.given import Givens
     from ddpm.denoiser.student import refusal
     from ddpm.errors import ConfigError
     from ddpm.evaluation import cost_of, save_tuned, tune
@@ -93,10 +93,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     model = loaded.to(machine.device)
     if model.meaning != "mean":
         raise ConfigError(f"{args.run_folder}: {refusal(model.meaning)}; there is nothing to tune")
-    refuse_image_models(args.run_folder, document["cond"]["image"])
     config.guide.check_model(document)
     guided, names = config.guide.guided(model, document, args.run_folder, config.weights)
     cond = conditions(SampleConfig(n=2 * config.n, classes=config.classes, vector=config.vector), names, document["vector"])
+    dealt = Givens().deal(2 * config.n, model, document, args.run_folder)
+    cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
     order = torch.from_numpy(generator(config.seed, "order").permutation(2 * config.n))  # every class among the first few starts
     cond = {key: value[order].to(machine.device) for key, value in cond.items()} if cond else None
     length = model.process.schedule.T

@@ -186,7 +186,9 @@ def _refuse_not_finite(chunk: NDArray[Any], start: int, where: str) -> None:
     finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
     if not finite.all():
         rows = ", ".join(str(start + int(i)) for i in np.flatnonzero(~finite)[:5])
-        raise DataError(f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these rows, fill the gaps, or give a mask of what is there")
+        raise DataError(
+            f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these rows, fill the gaps, or give a mask of what is there"
+        )
 
 
 def _leaks(digests: NDArray[Any], train: Rows, held: Rows) -> tuple[str, ...]:

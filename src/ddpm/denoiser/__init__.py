@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm.denoiser.card import Card
 from ddpm.denoiser.clock import CLOCKS, Clock, Index, LogSNRClock, default_clock
 from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.given import GIVENS, Given, Grey, Small
 from ddpm.denoiser.latents import LatentCodec
 from ddpm.denoiser.parameterization import (
     PARAMETERIZATIONS,
@@ -56,6 +57,7 @@ _MODULES = {  # these need torch, and are imported when first asked for
 
 __all__ = [
     "CLOCKS",
+    "GIVENS",
     "PARAMETERIZATIONS",
     "UNASKED",
     "X0",
@@ -69,6 +71,8 @@ __all__ = [
     "EDMPreconditioning",
     "Eps",
     "Flow",
+    "Given",
+    "Grey",
     "Index",
     "LatentCodec",
     "LogSNRClock",
@@ -80,6 +84,7 @@ __all__ = [
     "Prediction",
     "Residuals",
     "Score",
+    "Small",
     "Student",
     "Twice",
     "V",

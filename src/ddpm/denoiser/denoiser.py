@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddpm.denoiser.cascade import Base
 from ddpm.denoiser.clock import Clock
 from ddpm.denoiser.codec import Codec
+from ddpm.denoiser.given import Given
 from ddpm.denoiser.latents import LatentCodec
 from ddpm.denoiser.parameterization import Parameterization, Prediction, V, legal
 from ddpm.denoiser.serving import frozen
@@ -144,7 +145,8 @@ class NetworkDenoiser(Denoiser):
     there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
-    cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first.
+    cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first. given: what cond["image"] is made of, where it is
+    made of the sample.
 
     cond["mask"] (B, 1 or C, *axes), where given, is true where an entry is there. The others are 0 in the space diffused in, and known to
     be: the network sees zeros there, the prediction is x0 = 0 and eps = x/sigma, so that no loss counts them and every sampler ends at 0.
@@ -171,6 +173,7 @@ class NetworkDenoiser(Denoiser):
         student: Student | None = None,
         through: tuple[Autoencoder, Codec] | None = None,
         base: Base | None = None,
+        given: Given | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -184,6 +187,7 @@ class NetworkDenoiser(Denoiser):
             self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
+        self.given = given
         if student is not None:
             self.meaning, self.times = student.meaning, student.times
         slack = 1e-6  # a plan's instants are recomputed from the grid

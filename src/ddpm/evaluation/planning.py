@@ -18,6 +18,7 @@ from ddpm.evaluation.rehearsal import Cost, activations_of, parameters_of, rehea
 from ddpm.training.build import measured
 from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig
+from ddpm.training.given import with_given
 from ddpm.training.latents import in_latents, load_through
 from ddpm.training.machine import Machine, choose
 from ddpm.training.memory import available_memory
@@ -125,7 +126,7 @@ def make_plan(layers: Sequence[Layer], *, data: Dataset | None = None, seconds: 
     """
     config = resolve(TrainConfig, list(layers), FAMILIES)
     began = time.perf_counter()
-    dataset = data if data is not None else open_data(config.data)
+    dataset = with_given(data if data is not None else open_data(config.data), config.given)
     if config.autoencoder is not None:
         dataset = in_latents(dataset, load_through(config.autoencoder, dataset))
     reading = time.perf_counter() - began

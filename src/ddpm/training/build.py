@@ -17,6 +17,7 @@ from ddpm.denoiser import (
     Clock,
     Codec,
     EDMPreconditioning,
+    Given,
     LatentCodec,
     NetworkDenoiser,
     Parameterization,
@@ -110,6 +111,7 @@ def build_denoiser(
         student=config.loss.student(process),
         through=through,
         base=base,
+        given=config.given,
     )
 
 
@@ -129,6 +131,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
+        **({"given": to_dict(denoiser.given, named=True)} if denoiser.given is not None else {}),
         **_below(denoiser.base),
     }
 
@@ -228,6 +231,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             student=from_dict(Student, document["student"], where="config.json") if document.get("student") else None,
             through=described_autoencoder(document["autoencoder"]) if document.get("autoencoder") else None,
             base=described_base(document["base"]) if document.get("base") else None,
+            given=from_dict(Given, document["given"], FAMILIES, "config.json") if document.get("given") else None,
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

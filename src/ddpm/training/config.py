@@ -8,6 +8,7 @@ from typing import Literal
 from ddpm.config import check, setting
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser.clock import CLOCKS, Clock
+from ddpm.denoiser.given import GIVENS, Given
 from ddpm.denoiser.parameterization import PARAMETERIZATIONS, Parameterization, PosteriorMean, V, legal
 from ddpm.networks.config import AutoencoderConfig, MLPConfig, UNetConfig
 from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
@@ -20,6 +21,7 @@ FAMILIES: dict[type, tuple[type, ...]] = {
     Schedule: SCHEDULES,
     Parameterization: PARAMETERIZATIONS,
     Clock: CLOCKS,
+    Given: GIVENS,
     LossSettings: LOSSES,
     Weighting: WEIGHTINGS,
     Times: TIMES,
@@ -133,6 +135,9 @@ class TrainConfig:
         None, "network; none: UNet for pictures, signals and volumes, MLP for tables", group="model"
     )
     conditional: bool = setting(True, "learn from labels and vectors where the data have them", group="model")
+    given: Given | None = setting(
+        None, "draw samples from a part of what they say: small (super-resolution), grey (colourisation); none: no", group="model"
+    )
     cond_dropout: float = setting(
         0.1, "share of samples whose condition is hidden, so that guidance works", low=0.0, high=1.0, group="model"
     )
@@ -194,6 +199,8 @@ class TrainConfig:
             problems.append("compile: with parallel = 'fsdp' the network is gathered part by part as it runs; use ddp, or compile none")
         if self.cascade.base is not None and (self.autoencoder is not None or self.tricks.augment):
             problems.append("base: not with an autoencoder or augment; a stage enlarges samples as they are")
+        if self.given is not None and (self.autoencoder is not None or self.cascade.base is not None or self.tricks.augment):
+            problems.append("given: not with an autoencoder, a base or augment; what is given is made of the samples as they are")
         names = [f"{width:.3f}" for width in self.ema] if isinstance(self.ema, tuple) else [""]
         if len({*names}) < max(1, len(names)):
             problems.append(f"ema: {', '.join(names) or 'empty'}; give one width or several that differ in the first three decimals")

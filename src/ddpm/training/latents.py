@@ -26,6 +26,7 @@ from ddpm.training.autoencoder import Through, load_autoencoder
 from ddpm.training.cascade import other_data, with_low
 from ddpm.training.checkpoints import storage
 from ddpm.training.distributed.world import World
+from ddpm.training.given import with_given
 from ddpm.training.state import digest_of
 
 BATCH, ENTRIES = 32, 2**22  # samples encoded at once, and the numbers they may have in all
@@ -90,8 +91,10 @@ class Latents:
 
 
 def diffused(dataset: Dataset, denoiser: NetworkDenoiser) -> Dataset:
-    """The data as a model diffuses them: in latents, where it has an autoencoder; with smaller samples beside, where it enlarges."""
-    codec = denoiser.codec
+    """The data as a model diffuses them: in latents, where it has an autoencoder; with smaller samples beside, where it enlarges, or what
+    else is given of them.
+    """
+    codec, dataset = denoiser.codec, with_given(dataset, denoiser.given)
     return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else with_low(dataset, denoiser)
 
 

@@ -32,6 +32,7 @@ from ddpm.training.config import TrainConfig
 from ddpm.training.distributed.parallel import filled, is_part, mixed, shard, template, uneven
 from ddpm.training.distributed.world import World
 from ddpm.training.folder import check_room, take, turned_back
+from ddpm.training.given import with_given
 from ddpm.training.initial import start_from
 from ddpm.training.latents import in_latents, load_through
 from ddpm.training.left import last_checkpoint
@@ -190,6 +191,7 @@ def _trainer(
     """
     dataset = data if data is not None else _main_first(world, partial(open_data, config.data))
     require(dataset, config.batch)
+    dataset = with_given(dataset, config.given)
     through = None
     if config.autoencoder is not None:
         through = load_through(config.autoencoder, dataset)

@@ -70,6 +70,7 @@ SHAPE = {  # another value makes another model
     "conditional",
     "tricks.self_condition",
     "tricks.augment",
+    "given",
     "ema",
     "optimizer.kind",
     "data.size",

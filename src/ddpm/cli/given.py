@@ -1,0 +1,170 @@
+"""`--given`: the pictures, or other condition images, that samples are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ddpm.config import check, setting
+from ddpm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from ddpm.denoiser import NetworkDenoiser
+
+HELD_OUT = "held-out"
+EACH = 4  # samples of each held-out picture, unless it is said
+SUFFIXES = (".npy", ".npz", ".safetensors")
+
+
+class Dealt(NamedTuple):
+    """The condition images (M, Ci, *axes), which of them each of the n samples is drawn from (n,), and the class of each image."""
+
+    images: torch.Tensor
+    which: torch.Tensor
+    classes: torch.Tensor | None
+
+    def cond(self, cond: Mapping[str, torch.Tensor] | None, named: bool) -> dict[str, torch.Tensor]:
+        """The conditions of the n samples; of a class that was not named, the picture's own."""
+        own = {} if self.classes is None or named else {"class": self.classes[self.which]}
+        return {**(cond or {}), **own, "image": self.images[self.which]}
+
+    def shown(self, model: NetworkDenoiser) -> NDArray[Any] | None:
+        """The images as samples of the model are seen, (M, *shape) in their units; None where they are no such thing."""
+        shape = model.shape
+        if self.images.shape[1] not in (1, shape[0]) or len(shape) != 3 or model.given is None:
+            return None
+        return model.codec.decode(self.images.expand(-1, shape[0], *shape[1:])).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Givens:
+    """What samples of a model with a condition image are drawn from."""
+
+    source: str | None = setting(
+        None,
+        "of a model trained with a condition image: picture, folder, row of data (photos/:12), or array of condition images; none: pictures "
+        "held out of training",
+        flag="given",
+        group="what",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def deal(self, n: int, model: NetworkDenoiser, document: Mapping[str, Any], run: str) -> Dealt | None:
+        """The images dealt evenly over n samples, in order; None of a model that has none.
+
+        Raises:
+            ConfigError: named for a model that is drawn from noise alone.
+            DataError: nothing there, or nothing that fits the model.
+        """
+        import torch
+
+        channels = document["cond"]["image"]
+        if not channels:
+            if self.source is not None:
+                raise ConfigError("--given: this model was trained without a condition image; vary a picture with --from")
+            return None
+        classes = None
+        if self.source in (None, HELD_OUT):
+            images, classes = held_out(-(-n // EACH), model, run)
+        else:
+            assert self.source is not None
+            images = torch.cat([image_of(text, model, channels) for text in listed(self.source)])
+        count = min(len(images), n)
+        which = torch.arange(n) * count // n
+        return Dealt(images[:count], which, classes)
+
+
+def listed(source: str) -> list[str]:
+    """The pictures of a folder, or the one thing that was named."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return [source]
+    from ddpm.data.names import is_picture, natural
+
+    found = sorted((path.name for path in folder.iterdir() if is_picture(path.name)), key=natural)
+    if not found:
+        raise DataError(f"--given: {source} holds no pictures")
+    return [str(folder / name) for name in found]
+
+
+def held_out(count: int, model: NetworkDenoiser, run: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The condition images of at most `count` samples held out of the run's training, evenly among them, and their classes."""
+    import torch
+
+    from ddpm.data import open_data
+    from ddpm.evaluation.report.content import evenly
+    from ddpm.training.classifier import run_data
+    from ddpm.training.latents import diffused
+    from ddpm.training.state import open_run
+
+    try:
+        data = diffused(open_data(run_data(open_run(run))), model)
+    except DataError as error:
+        raise DataError(f"{error}\n  name what samples are drawn from: --given PICTURE") from error
+    rows = evenly(data.held_rows if len(data.held_rows) else data.train_rows, count)
+    cond = data.conditions(rows)
+    if "image" not in cond:
+        raise DataError(f"{data.card.name}: has no condition images; name what samples are drawn from: --given FILE.npy")
+    return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
+
+
+def image_of(text: str, model: NetworkDenoiser, channels: int) -> torch.Tensor:
+    """The condition image (1, Ci, *axes), or of an array of them (M, Ci, *axes), that a text names."""
+    import torch
+
+    from ddpm.data.one import read_one
+
+    shape, given = model.shape, model.given
+    if given is None:
+        return _array(text, (channels, *shape[1:]))
+    small = small_of(text, model)
+    if small is not None:
+        return small
+    raw = torch.from_numpy(read_one(text, shape, model.codec))
+    return given(model.codec.encode(raw[None]).to(torch.float32))
+
+
+def small_of(text: str, model: NetworkDenoiser) -> torch.Tensor | None:
+    """What a picture of the very size that is given says, where it has that size."""
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    from ddpm.data.one import read_one
+
+    assert model.given is not None
+    path = Path(text).expanduser()
+    if not path.is_file() or path.suffix in SUFFIXES or len(model.shape) != 3:
+        return None
+    try:
+        with Image.open(path) as picture:
+            size = (picture.height, picture.width)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None  # `read_one` says what is wrong with it
+    shape = (model.shape[0], *size)
+    if model.given.widened(torch.zeros(1, *shape), model.shape) is None:
+        return None
+    raw = torch.from_numpy(read_one(text, shape, model.codec))
+    return model.given.widened(model.codec.encode(raw[None]).to(torch.float32), model.shape)
+
+
+def _array(text: str, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    from ddpm.data.arrays import read_arrays
+
+    path = Path(text).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"--given: {text} is no array; this model takes condition images {shape} as .npy, .npz or .safetensors")
+    found = read_arrays(path, "first").samples
+    images = torch.from_numpy(found[:]).to(torch.float32)
+    images = images[None] if tuple(images.shape) == shape else images
+    if tuple(images.shape[1:]) != shape or not bool(images.isfinite().all()):
+        raise DataError(f"--given: {text} holds {tuple(found.shape)}; this model takes condition images {shape}, all finite")
+    return images
