@@ -47,8 +47,8 @@ class Givens:
 
     source: str | None = setting(
         None,
-        "of a model trained with a condition image: picture, folder, row of data (photos/:12), or array of condition images; none: pictures "
-        "held out of training",
+        "of a model trained with a condition image: picture, folder, row of data (photos/:12), or array of condition images; none, or "
+        "held-out: pictures kept out of training",
         flag="given",
         group="what",
     )

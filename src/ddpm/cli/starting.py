@@ -94,6 +94,6 @@ def refuse_image_models(run_folder: str, channels: int) -> None:
     """ConfigError for models that need a condition image beside each sample, for commands that take none."""
     if channels:
         raise ConfigError(
-            f"{run_folder}: this model needs a condition image of {channels} channels beside each sample, which this command does not take; "
-            'use ddpm sample --given, or Python: ddpm.sample(denoiser, n, cond={"image": images})'
+            f"{run_folder}: this model needs a condition image of {channels} channels beside each sample, which this command does not "
+            'take; use ddpm sample --given, or Python: ddpm.sample(denoiser, n, cond={"image": images})'
         )

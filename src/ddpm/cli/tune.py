@@ -79,8 +79,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(TuneConfig, [flags_layer(args, extra, args.parser, TuneConfig)])
     import torch
 
-    from ddpm.cli.sample import SampleConfig, conditions
     from ddpm.cli.given import Givens
+    from ddpm.cli.sample import SampleConfig, conditions
     from ddpm.denoiser.student import refusal
     from ddpm.errors import ConfigError
     from ddpm.evaluation import cost_of, save_tuned, tune

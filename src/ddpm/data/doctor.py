@@ -187,7 +187,7 @@ def _refuse_not_finite(chunk: NDArray[Any], start: int, where: str) -> None:
     if not finite.all():
         rows = ", ".join(str(start + int(i)) for i in np.flatnonzero(~finite)[:5])
         raise DataError(
-            f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these rows, fill the gaps, or give a mask of what is there"
+            f"{where}: NaN or infinity in row {rows} (and perhaps later ones); remove these, fill the gaps, or give a mask of what is there"
         )
 
 

@@ -65,7 +65,8 @@ def from_arrays(
     """A data set of a person's own arrays: samples (N, C, *axes) or a table (N, F), in their own units.
 
     `cond` may hold "class" (N,) ids from 0, "vector" (N, V), "image" (N, Ci, *axes) and "mask" (N, 1 or C, *axes), 0 where an entry is not
-    there: it may be NaN then; `classes` names the ids; `bins` are the lowest and highest level of integer data; `holdout` is the share to hold out, or the very rows. `layout` is as in `DataSettings`.
+    there: it may be NaN then. `classes` names the ids; `bins` are the lowest and highest level of integer data; `holdout` is the share to
+    hold out, or the very rows. `layout` is as in `DataSettings`.
 
     Raises:
         ConfigError: a setting out of range.
