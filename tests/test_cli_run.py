@@ -162,7 +162,7 @@ def test_a_model_that_needs_an_image_says_so(tmp_path: Path, capsys: pytest.Capt
     data = from_arrays(rng.normal(size=(20, 1, 4, 4)).astype(np.float32), {"image": rng.normal(size=(20, 2, 4, 4)).astype(np.float32)})
     network = UNetConfig(channels=8, mults=(1,), blocks=1, attention=())
     quietly(settings(tmp_path / "run", network=network), data=data)
-    assert main(["sample", str(tmp_path / "run")]) == 2
+    assert main(["sample", str(tmp_path / "run")]) == 3
     assert "needs a condition image of 2 channels" in capsys.readouterr().err
 
 

@@ -72,7 +72,7 @@ class Givens:
             return None
         classes = None
         if self.source in (None, HELD_OUT):
-            images, classes = held_out(-(-n // EACH), model, run)
+            images, classes = held_out(-(-n // EACH), model, channels, run)
         else:
             assert self.source is not None
             images = torch.cat([image_of(text, model, channels) for text in listed(self.source)])
@@ -94,10 +94,11 @@ def listed(source: str) -> list[str]:
     return [str(folder / name) for name in found]
 
 
-def held_out(count: int, model: NetworkDenoiser, run: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The condition images of at most `count` samples held out of the run's training, evenly among them, and their classes."""
     import torch
 
+    from ddpm.cli.scored import card_of
     from ddpm.data import open_data
     from ddpm.evaluation.report.content import evenly
     from ddpm.training.classifier import run_data
@@ -108,10 +109,14 @@ def held_out(count: int, model: NetworkDenoiser, run: str) -> tuple[torch.Tensor
         data = diffused(open_data(run_data(open_run(run))), model)
     except DataError as error:
         raise DataError(f"{error}\n  name what samples are drawn from: --given PICTURE") from error
+    own = card_of(run)
+    if own is not None and own.fingerprint != data.card.fingerprint:
+        raise DataError(
+            f"{data.card.name}: not the data {run} was trained on ({own.name}); this model needs a condition image of {channels} channels "
+            "beside each sample: name what samples are drawn from, --given PICTURE or FILE.npy"
+        )
     rows = evenly(data.held_rows if len(data.held_rows) else data.train_rows, count)
     cond = data.conditions(rows)
-    if "image" not in cond:
-        raise DataError(f"{data.card.name}: has no condition images; name what samples are drawn from: --given FILE.npy")
     return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -47,7 +48,12 @@ class SampleConfig:
     n: int = setting(64, "samples in all, dealt evenly over the classes", low=1, high=100_000_000, group="what")
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
-    vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
+    vector: tuple[str, ...] | None = setting(
+        None,
+        "the vector condition, where the model has one: a number for each entry, as NAME=NUMBER or in order; or names alone, such as tags: 1 "
+        "for these, 0 for the others",
+        group="what",
+    )
     given: Givens = setting(Givens(), "", flat=True)
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
@@ -86,8 +92,6 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
 
     if config.classes is not None and not names:
         raise ConfigError("--classes: this model was trained without classes")
-    if config.vector is not None and len(config.vector) != len(vector):
-        raise ConfigError(f"--vector: got {len(config.vector)} numbers, this model takes {len(vector)}: {', '.join(vector) or 'none'}")
     cond: dict[str, torch.Tensor] = {}
     if names:
         unknown = [name for name in config.classes or () if name not in names]
@@ -98,11 +102,37 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
         cond["class"] = torch.tensor(
             [wanted[i * len(wanted) // config.n] if config.n >= len(wanted) else wanted[i] for i in range(config.n)]
         )
-    if vector:
-        if config.vector is None:
-            raise ConfigError(f"--vector: this model needs {len(vector)} numbers: {', '.join(vector)}")
-        cond["vector"] = torch.tensor(config.vector).expand(config.n, -1)
+    if vector or config.vector is not None:
+        cond["vector"] = torch.tensor(vector_of(config.vector, vector)).expand(config.n, -1)
     return cond or None
+
+
+def vector_of(given: tuple[str, ...] | None, names: list[str]) -> list[float]:
+    """The entries of the vector condition that a person wrote; ConfigError for another number of them, or names it does not have."""
+    needed = f"this model takes {len(names)}: {', '.join(names[:20]) or 'none'}{' ...' if len(names) > 20 else ''}"
+    if given is None:
+        raise ConfigError(f"--vector: got nothing, {needed}")
+    pairs = [text.rpartition("=") for text in given]
+    if all(not equals and text not in names for _, equals, text in pairs):  # numbers in order
+        written = list(zip(names, given, strict=False))
+        if len(given) != len(names):
+            raise ConfigError(f"--vector: got {len(given)} numbers, {needed}")
+    elif all(not equals for _, equals, _ in pairs):  # names alone
+        written = [(name, "0") for name in names if name not in given] + [(name, "1") for name in given]
+    else:
+        written = [(name, number) for name, _, number in pairs]
+        if len({name for name, _ in written}) != len(written) or len(written) != len(names):
+            raise ConfigError(f"--vector: got {', '.join(given)}; each entry once, {needed}")
+    unknown = [name for name, _ in written if name not in names]
+    if unknown:
+        raise ConfigError(f"--vector: got {', '.join(unknown)}; {needed}")
+    try:
+        numbers = {name: float(number) for name, number in written}
+    except ValueError:
+        raise ConfigError(f"--vector: got {', '.join(given)}; {needed}, and each is a finite number") from None
+    if not all(map(math.isfinite, numbers.values())):
+        raise ConfigError(f"--vector: got {', '.join(given)}; {needed}, and each is a finite number")
+    return [numbers[name] for name in names]
 
 
 def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | None, folder: Path, start: torch.Tensor | None) -> list[Path]:

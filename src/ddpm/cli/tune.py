@@ -33,7 +33,7 @@ class TuneConfig:
     nfe: int = setting(10, "network calls for each sample", low=1, high=1_000, group="what")
     guide: Guiding = setting(Guiding(), "", flat=True)
     classes: tuple[str, ...] | None = setting(None, "class names the starts are dealt over; none: all", group="what")
-    vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
+    vector: tuple[str, ...] | None = setting(None, "the vector condition, where the model has one: see ddpm sample", group="what")
     n: int = setting(64, "starts it is tuned on; as many again are held out", low=2, high=100_000, group="how")
     budget: int = setting(300_000, "network calls in all, a sample each; what the search leaves is not used", low=1, group="how")
     reference: int = setting(200, "network calls of the reference; doubled until it has converged", low=2, high=100_000, group="how")

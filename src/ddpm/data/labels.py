@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ddpm.data.names import natural, safe_name
 from ddpm.errors import DataError
 
-FILE, LABEL = "file_name", "label"
+FILE, LABEL, TAGS = "file_name", "label", "tags"
+_BETWEEN = "|"  # tags of a cell
 _MOST_CLASSES = 1_000_000
 _SHOWN = 20
 
@@ -47,7 +48,8 @@ def read_lines(data: bytes, title: str, folder: str = "") -> list[Line]:
     """The lines of a labels file; names are relative to the folder (of the data set) that the file is in.
 
     CSV and JSON lines have a column `file_name`, and `label` (whole numbers from 0, or names) or columns of numbers, which together
-    are the vector condition. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or a list of numbers.
+    are the vector condition; a column `tags`, a list of names, or in CSV names with | between them, is an entry of the vector for each
+    name: 1 where a picture has it, else 0. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or a list of numbers.
 
     Raises:
         DataError: not UTF-8, not CSV or JSON, no such columns, or a name that points out of the data set.
@@ -110,7 +112,9 @@ def _columns(lines: list[Line], title: str, limit: int | None, problems: list[st
     if LABEL in keys and ids is None:  # EDM: the label is a list of numbers
         vectors = _lists(lines, problems)
     for key in keys:
-        if key != LABEL:
+        if key == TAGS:
+            vectors |= _tags(lines, problems)
+        elif key != LABEL:
             column = _numbers(lines, key, problems)
             if column is None:
                 notices.append(f"{title}: column {key!r} holds no numbers and is not used")
@@ -164,6 +168,19 @@ def _numbers(lines: list[Line], key: str, problems: list[str]) -> NDArray[np.flo
         elif not math.isfinite(np.float32(value)):
             problems.append(f"{line.where}: {key} is not finite")
     return np.array([0.0 if value is None else value for value in values], dtype=np.float32)
+
+
+def _tags(lines: list[Line], problems: list[str]) -> dict[str, NDArray[np.float32]]:
+    """A column of 0 and 1 for every tag, by its name."""
+    sets: list[set[str]] = []
+    for line in lines:
+        given = line.values.get(TAGS) or []
+        names = [name.strip() for name in given.split(_BETWEEN)] if isinstance(given, str) else given
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+            problems.append(f"{line.where}: tags {_short(given)} are no list of names")
+            names = []
+        sets.append(set(names))
+    return {name: np.array([name in here for here in sets], dtype=np.float32) for name in sorted(set().union(*sets), key=natural)}
 
 
 def _lists(lines: list[Line], problems: list[str]) -> dict[str, NDArray[np.float32]]:
