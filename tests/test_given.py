@@ -152,3 +152,43 @@ def test_condition_images_of_ones_own(tmp_path: Path) -> None:
     assert main(["sample", str(out), "--n", "3", "--steps", "2", "--given", str(tmp_path / "c.npy"), "--out", str(tmp_path / "s")]) == 0
     np.save(tmp_path / "bad.npy", np.zeros((3, 1, 8, 8), np.float32))
     assert main(["sample", str(out), "--n", "3", "--given", str(tmp_path / "bad.npy"), "--out", str(tmp_path / "t")]) == 3
+
+
+def test_maps_of_labels_beside_pictures(tmp_path: Path, capsys) -> None:
+    draw = np.random.default_rng(0)
+    for folder in ("photos", "maps"):
+        (tmp_path / folder / "x").mkdir(parents=True)
+    for i in range(24):
+        labels = draw.integers(0, 3, (8, 8), dtype=np.uint8)
+        Image.fromarray(labels).save(tmp_path / "maps" / "x" / f"{i}.png")
+        Image.fromarray(np.clip(labels[..., None] * 80 + draw.integers(0, 20, (8, 8, 3)), 0, 255).astype(np.uint8)).save(
+            tmp_path / "photos" / "x" / f"{i}.png"
+        )
+    settings = ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=3, flip=True)
+    data = ddpm.data.open_data(settings)
+    assert data.card.image_channels == 3
+    raw, cond = data.batch(np.arange(24), np.random.default_rng(0))
+    np.testing.assert_array_equal(raw[:, 0] // 80, cond["image"].argmax(1))
+    out = tmp_path / "run"
+    flags = [
+        "--network",
+        "UNetConfig",
+        "--network.channels",
+        "8",
+        "--network.mults",
+        "1",
+        "--network.attention",
+        "0",
+        "--network.groups",
+        "4",
+    ]
+    asked = ["--data", str(tmp_path / "photos"), "--beside", str(tmp_path / "maps"), "--beside-labels", "3"]
+    assert main(["train", *asked, "--steps", "2", "--batch", "8", "--preview", "0", "--out", str(out), *flags]) == 0
+    given = str(tmp_path / "maps" / "x" / "3.png")
+    assert main(["sample", str(out), "--n", "2", "--steps", "2", "--given", given, "--out", str(tmp_path / "s")]) == 0
+    (tmp_path / "maps" / "x" / "7.png").unlink()
+    assert main(["inspect", str(tmp_path / "photos"), "--beside", str(tmp_path / "maps")]) == 3
+    assert "has no picture for x/7.png" in capsys.readouterr().err
+    with pytest.raises(ddpm.errors.DataError, match="label 2"):
+        Image.fromarray(np.full((8, 8), 2, np.uint8)).save(tmp_path / "maps" / "x" / "7.png")
+        ddpm.data.open_data(ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=2))

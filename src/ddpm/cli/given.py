@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ddpm.data import DataSettings
     from ddpm.denoiser import NetworkDenoiser
 
 HELD_OUT = "held-out"
@@ -75,7 +76,7 @@ class Givens:
             images, classes = held_out(-(-n // EACH), model, channels, run)
         else:
             assert self.source is not None
-            images = torch.cat([image_of(text, model, channels) for text in listed(self.source)])
+            images = torch.cat([image_of(text, model, channels, run) for text in listed(self.source)])
         count = min(len(images), n)
         which = torch.arange(n) * count // n
         return Dealt(images[:count], which, classes)
@@ -120,14 +121,19 @@ def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tup
     return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
 
 
-def image_of(text: str, model: NetworkDenoiser, channels: int) -> torch.Tensor:
+def image_of(text: str, model: NetworkDenoiser, channels: int, run: str) -> torch.Tensor:
     """The condition image (1, Ci, *axes), or of an array of them (M, Ci, *axes), that a text names."""
     import torch
 
     from ddpm.data.one import read_one
+    from ddpm.training.classifier import run_data
+    from ddpm.training.state import open_run
 
     shape, given = model.shape, model.given
     if given is None:
+        settings = run_data(open_run(run))
+        if settings.beside is not None and Path(text).expanduser().suffix not in SUFFIXES:
+            return _beside(text, shape, channels, settings)
         return _array(text, (channels, *shape[1:]))
     small = small_of(text, model)
     if small is not None:
@@ -139,24 +145,50 @@ def image_of(text: str, model: NetworkDenoiser, channels: int) -> torch.Tensor:
 def small_of(text: str, model: NetworkDenoiser) -> torch.Tensor | None:
     """What a picture of the very size that is given says, where it has that size."""
     import torch
-    from PIL import Image, UnidentifiedImageError
 
     from ddpm.data.one import read_one
 
     assert model.given is not None
-    path = Path(text).expanduser()
-    if not path.is_file() or path.suffix in SUFFIXES or len(model.shape) != 3:
+    size = _size(text)
+    if size is None or len(model.shape) != 3:
         return None
-    try:
-        with Image.open(path) as picture:
-            size = (picture.height, picture.width)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return None  # `read_one` says what is wrong with it
     shape = (model.shape[0], *size)
     if model.given.widened(torch.zeros(1, *shape), model.shape) is None:
         return None
     raw = torch.from_numpy(read_one(text, shape, model.codec))
     return model.given.widened(model.codec.encode(raw[None]).to(torch.float32), model.shape)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """Height and width of a picture file; None of what is none, or cannot be read: `read_one` says what is wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(text).expanduser()
+    if not path.is_file() or path.suffix in SUFFIXES:
+        return None
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+
+
+def _beside(text: str, shape: tuple[int, ...], channels: int, settings: DataSettings) -> torch.Tensor:
+    """A picture as those that lay beside the samples in training, (1, Ci, H, W)."""
+    import numpy as np
+    import torch
+
+    from ddpm.data.beside import image_condition
+    from ddpm.data.one import read_one
+    from ddpm.denoiser import Codec
+
+    size = _size(text)
+    if settings.beside_labels is not None and size not in (None, shape[1:]):
+        raise DataError(f"--given: {text} is {size}; maps of labels are not resized, this model takes {shape[1:]}")
+    planes = channels if settings.beside_labels is None else 1
+    codec = Codec(shift=(127.5,) * planes, scale=(127.5,) * planes, dtype="uint8", bins=(0.0, 255.0))
+    raw = read_one(text, (planes, *shape[1:]), codec)
+    return torch.from_numpy(image_condition(np.asarray(raw)[None], settings.beside_labels, text))
 
 
 def _array(text: str, shape: tuple[int, ...]) -> torch.Tensor:

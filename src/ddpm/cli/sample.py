@@ -50,8 +50,8 @@ class SampleConfig:
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
     vector: tuple[str, ...] | None = setting(
         None,
-        "the vector condition, where the model has one: a number for each entry, as NAME=NUMBER or in order; or names alone, such as tags: 1 "
-        "for these, 0 for the others",
+        "the vector condition, where the model has one: a number for each entry, as NAME=NUMBER or in order; or names alone, such as tags: "
+        "1 for these, 0 for the others",
         group="what",
     )
     given: Givens = setting(Givens(), "", flat=True)

@@ -47,10 +47,13 @@ class Index:
 
     @classmethod
     def of(cls, settings: DataSettings) -> Index | None:
-        """The index of the data that the settings name; None for data of a kind that is always held in memory, or that are not there.
+        """The index of the data that the settings name; None for data of a kind that is always held in memory, that have other pictures
+        beside them, or that are not there.
 
         The state is made of name, size and time of change of every file, of all settings, and of the versions that decide what is decoded.
         """
+        if settings.beside is not None:
+            return None
         try:
             found = _source(settings)
             labels = [] if settings.labels in (None, "none") else [stamp(Path(), str(Path(settings.labels).expanduser()))]

@@ -49,7 +49,8 @@ def read_lines(data: bytes, title: str, folder: str = "") -> list[Line]:
 
     CSV and JSON lines have a column `file_name`, and `label` (whole numbers from 0, or names) or columns of numbers, which together
     are the vector condition; a column `tags`, a list of names, or in CSV names with | between them, is an entry of the vector for each
-    name: 1 where a picture has it, else 0. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or a list of numbers.
+    name: 1 where a picture has it, else 0. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or a list of
+    numbers.
 
     Raises:
         DataError: not UTF-8, not CSV or JSON, no such columns, or a name that points out of the data set.

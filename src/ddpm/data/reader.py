@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.arrays import SUFFIXES, found_arrays, read_arrays
+from ddpm.data.beside import with_beside
 from ddpm.data.dataset import Dataset
 from ddpm.data.doctor import check_conditions, examine
 from ddpm.data.found import Found
@@ -114,6 +115,11 @@ def finish(found: Found, settings: DataSettings) -> Dataset:
 
 
 def _read(settings: DataSettings, bad_files: Path | None) -> Found:
+    """What the settings name, with what is laid beside it."""
+    return with_beside(_alone(settings, bad_files), settings, lambda other: _alone(other, None))
+
+
+def _alone(settings: DataSettings, bad_files: Path | None) -> Found:
     name = settings.data
     if name == "digits":
         from ddpm.data.digits import read_digits

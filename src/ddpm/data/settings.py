@@ -59,6 +59,13 @@ class DataSettings:
         default=None, metadata={"help": "labels file (.csv, .jsonl, EDM's .json); none: ignore labels and folder names"}
     )
     classes: int | None = field(default=None, metadata={"help": "number of classes, when labels are numbers that must stay below it"})
+    beside: str | None = field(
+        default=None,
+        metadata={"help": "folder or archive of pictures of the same names, which samples are drawn from: sketches, maps of labels"},
+    )
+    beside_labels: int | None = field(
+        default=None, metadata={"help": "of --beside: its levels are labels, so many, each of which becomes a channel"}
+    )
     channels: Channels = field(default="auto", metadata={"help": "grey: one channel; rgb: three; auto: one where every picture is grey"})
     layout: Layout = field(
         default="auto", metadata={"help": "where arrays hold their channels; auto: first, except (N,H,W) and 8-bit pictures (N,H,W,3)"}
@@ -86,6 +93,10 @@ class DataSettings:
             found.append(f"flip: got {self.flip!r}; allowed true or false")
         if self.labels is not None and (not isinstance(self.labels, str) or not self.labels.strip()):
             found.append(f"labels: got {self.labels!r}; give a file, or none to ignore labels")
+        if self.beside is not None and (not isinstance(self.beside, str) or not self.beside.strip()):
+            found.append(f"beside: got {self.beside!r}; give a folder or archive of pictures")
+        if self.beside is not None and self.crop == "random":
+            found.append("beside: not with crop random, whose parts are drawn anew each time; use centre")
         if not isinstance(self.background, str) or colour(self.background) is None:
             found.append(f"background: got {self.background!r}; give white, black, grey or #rrggbb")
         return found
@@ -101,6 +112,10 @@ class DataSettings:
             found.append(f"memory_share: got {self.memory_share!r}; allowed values lie in [0, 1]")
         if not _is_whole(self.shard_window) or not 1 <= self.shard_window <= 1_000_000:
             found.append(f"shard_window: got {self.shard_window!r}; allowed is a whole number from 1 to 1000000")
+        if self.beside_labels is not None and (not _is_whole(self.beside_labels) or not 2 <= self.beside_labels <= 256):
+            found.append(f"beside_labels: got {self.beside_labels!r}; allowed is a whole number from 2 to 256")
+        if self.beside_labels is not None and self.beside is None:
+            found.append("beside_labels: counts the labels of maps, and there are none; name them with --beside")
         if self.classes is not None and (not _is_whole(self.classes) or not 1 <= self.classes <= 1_000_000):
             found.append(f"classes: got {self.classes!r}; allowed is a whole number from 1 to 1000000")
         return found
