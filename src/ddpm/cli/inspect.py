@@ -1,24 +1,41 @@
-"""`ddpm inspect`: what is in a data set, before training on it."""
+"""`ddpm inspect`: what is in a data set, before training on it; and what a trained model makes of its conditions."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
 from ddpm.data.settings import DataSettings
 
-HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read.
+if TYPE_CHECKING:
+    from ddpm.training.health.heed import Heed
+
+HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read; or of a run, what its model
+is and whether it heeds its conditions.
 
   ddpm inspect photos/              a folder; also .zip, .tar(.gz/.xz), .npy, .npz, .safetensors, digits, hf:NAME
   ddpm inspect photos/ --size 64 --crop centre
   ddpm inspect digits --json
+  ddpm inspect runs/digits          held-out loss by noise level: with the own condition, with it hidden, and with another sample's
 """
+
+
+LEVELS = ("log-SNR", "own", "hidden", "another's", "own saves")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one that `ddpm train` makes, or a checkpoint in it."""
+    return path.is_dir() and (
+        any((path / name).is_file() for name in ("latest", "manifest.json")) or any(path.glob("step-*/manifest.json"))
+    )
 
 
 def add(parser: Parser) -> None:
     """The command's arguments."""
-    parser.add_argument("path", metavar="DATA", nargs="?", default=None, help="the data; digits when left out")
+    parser.add_argument("path", metavar="DATA", nargs="?", default=None, help="the data, or a run folder; digits when left out")
     add_flags(parser, DataSettings, {})
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
 
@@ -28,6 +45,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     layers = [flags_layer(args, extra, args.parser, DataSettings, {})]
     if args.path is not None:
         layers.append(Layer("DATA", {"data": args.path}))
+    if args.path is not None and is_run(Path(args.path)):
+        return _run(args.path, flags_layer(args, extra, args.parser, DataSettings, {}), args.json)
     settings = resolve(DataSettings, layers)
     from ddpm.config import to_dict
     from ddpm.data import describe, open_data
@@ -35,3 +54,67 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     card = open_data(settings).card
     print(json.dumps(to_dict(card), indent=1) if args.json else describe(card))
     return 0
+
+
+def _run(run: str, typed: Layer, as_json: bool) -> int:
+    """The model of a run, and what conditions are worth to it."""
+    from ddpm.config import to_dict
+    from ddpm.data import open_data
+    from ddpm.training.classifier import run_data
+    from ddpm.training.health.heed import heed
+    from ddpm.training.latents import diffused
+    from ddpm.training.state import load_with_card, open_run
+
+    saved = open_run(run)
+    settings = resolve(DataSettings, [Layer("the run", to_dict(run_data(saved))), typed])
+    model, document = load_with_card(run)
+    found: Heed | None = None
+    if model.meaning == "mean" and model.conditions:
+        data = diffused(open_data(settings), model)
+        found = heed(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
+    about = facts(run, saved.step, model, document)
+    if as_json:
+        print(json.dumps({**about, "condition": None if found is None else {**found._asdict(), "heeds": found.heeds}}, indent=1))
+        return 0
+    width = max(map(len, about))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in about.items()))
+    if found is not None:
+        print(f"\nheld-out |eps - eps_hat|^2 per entry, with the own condition, with it hidden, with another sample's\n{table(found)}")
+        spread = found.error / found.other
+        print(
+            f"heeds its conditions: they save {found.share:.2%} +- {spread:.2%} of the loss" if found.heeds else f"WARNING: {found.advice}"
+        )
+    elif model.conditions:
+        print("\nwhat its conditions are worth was not measured: nothing is held out, or it is a student, which predicts no mean")
+    return 0
+
+
+def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str, str]:
+    """What the model is, a line each."""
+    classes, vector = document["classes"], document["vector"]
+    conditions = {
+        "class": f"class, {len(classes)}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}",
+        "vector": f"vector, {len(vector)}: {', '.join(vector[:10])}{' ...' if len(vector) > 10 else ''}",
+        "image": f"image, {document['cond']['image']} channels" + (f", {document['given']}" if document.get("given") else ""),
+    }
+    named = [conditions.get(key, key) for key in sorted(model.conditions)]
+    network, count = document["network"], sum(p.numel() for p in model.network.parameters())
+    return {
+        "run": f"{run}, step {step}",
+        "samples": f"{tuple(model.data_shape)}",
+        "network": f"{network.get('own') or network.get('name')}, {count:,} parameters",
+        "schedule": str(document["schedule"].get("name")),
+        "prediction": str(document["parameterization"].get("name")),
+        "conditions": "; ".join(named) or "none",
+        "hidden": f"{document['cond_dropout']:.0%} of the samples in training" if model.conditions else "-",
+    }
+
+
+def table(found: Heed) -> str:
+    """The losses by log-SNR bin and altogether."""
+    rows = [LEVELS]
+    for name, (own, hidden, other) in [*found.bins.items(), ("all", (found.own, found.hidden, found.other))]:
+        share = 1.0 - own / other if other else 0.0
+        rows.append((name, f"{own:.4f}", "-" if hidden is None else f"{hidden:.4f}", f"{other:.4f}", f"{share:+.2%}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(LEVELS))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, Rows
 from ddpm.denoiser import Denoiser, gaussian
 from ddpm.objective import Loss
 from ddpm.objective.bound import mean_flat
@@ -21,9 +23,13 @@ from ddpm.training.feed import Feed, conditions, encoded
 BINS = (-float("inf"), -6.0, -3.0, -1.0, 1.0, 3.0, 6.0, float("inf"))  # edges in log-SNR
 
 
+Values = dict[str, NDArray[Any]]
+Tell = Callable[[Rows, Values], Values]
+
+
 class HeldOut(NamedTuple):
     """Mean |eps - eps_hat|^2 per entry over uniform t, its mean in each log-SNR bin, and mean |x0 - x0_hat|^2 at rising log-SNRs; t: the
-    instants all this was measured at.
+    instants all this was measured at; each: |eps - eps_hat|^2 of every call (n,), made at t[level] of the data's row.
     """
 
     loss: float
@@ -31,6 +37,9 @@ class HeldOut(NamedTuple):
     log_snr: Tensor
     residual: Tensor
     t: Tensor
+    each: Tensor
+    level: Tensor
+    rows: Rows
 
 
 @torch.no_grad()
@@ -44,11 +53,13 @@ def held_out_loss(
     batch: int = 256,
     autocast: torch.dtype | None = None,
     world: World | None = None,
+    tell: Tell | None = None,
 ) -> HeldOut | None:
     """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t, more where they are few, so that every instant is
     met; None where nothing is held out.
 
-    Of a world of many processes each takes its share, with the same result as alone; all make the same number of network calls.
+    Of a world of many processes each takes its share, with the same result as alone; all make the same number of network calls. tell: what
+    the model is told of rows instead of their own conditions.
     """
     world = world or World()
     rows = dataset.held_rows[:samples]
@@ -74,7 +85,8 @@ def held_out_loss(
         eps = torch.from_numpy(generator(0, "evaluate", begin).standard_normal(tuple(x0.shape), dtype=np.float32)).to(device)
         at = process.at(grid[level[part]], like=x0)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            prediction = denoiser(process.perturb(x0, eps, at), at, conditions(values, keys, device) or None)
+            cond = conditions(values if tell is None else tell(rows[part], values), keys | {"null"}, device) or None
+            prediction = denoiser(process.perturb(x0, eps, at), at, cond)
         if k < batches:  # else a call to keep step with the others
             eps_error[part] = mean_flat((eps - prediction.eps) ** 2).double().cpu()
             x0_error[part] = mean_flat((x0 - prediction.x0) ** 2).double().cpu()
@@ -83,7 +95,7 @@ def held_out_loss(
     means = [torch.stack([error[level == k].mean() for k in range(levels)]) for error in (eps_error, x0_error)]
     known = log_snr.isfinite()  # at alpha = 0 there is nothing to interpolate in
     bins = {name: means[0][inside].mean().item() for name, inside in binned(log_snr).items()}
-    return HeldOut(means[0].mean().item(), bins, log_snr[known].flip(0), means[1][known].flip(0), grid)
+    return HeldOut(means[0].mean().item(), bins, log_snr[known].flip(0), means[1][known].flip(0), grid, eps_error, level, rows)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ddpm.training.config import TrainConfig
 from ddpm.training.distributed.parallel import Gradients, Pass, clip, is_sharded
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Batch, Feed
+from ddpm.training.health.heed import heed
 from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
 from ddpm.training.health.spikes import roll_back
@@ -212,7 +213,13 @@ class Trainer:
         norms: dict[str, float] = {}
         if self.config.monitor and not is_sharded(self.denoiser):
             norms = bin_gradients(self.denoiser, self.loss, self.feed, self.parameters, self.machine.autocast, self.world)
-        for line in [*self.monitor.losses(self.state.step, result.bins, floors), *self.monitor.gradients(self.state.step, norms)]:
+        lines = [*self.monitor.losses(self.state.step, result.bins, floors), *self.monitor.gradients(self.state.step, norms)]
+        found = None
+        if self.config.monitor:
+            with swapped(self.denoiser, self.state.ema.weights):
+                found = heed(self.denoiser, self.dataset, self.keys, own=result, autocast=self.machine.autocast, world=self.world)
+            lines += self.monitor.heeded(self.state.step, found)
+        for line in lines:
             say(line)
         return {
             "held_out_loss": result.loss,
@@ -221,6 +228,7 @@ class Trainer:
             **{f"gaussian_loss/log_snr {name}": value for name, value in floors.items()},
             **{f"loss_ratio/log_snr {name}": round(value / floors[name], 4) for name, value in result.bins.items() if floors[name] > 0},
             **{f"gradient_norm/log_snr {name}": value for name, value in norms.items()},
+            **(found.logged() if found else {}),
         }
 
     def _scored_by_objective(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ddpm.process import At
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Feed, conditions, encoded
 from ddpm.training.health.drift import Profile, drift, profile, reference_rows
+from ddpm.training.health.heed import Heed
 from ddpm.training.held_out import binned
 
 ROWS = 16  # samples a bin's gradient is taken over
@@ -137,6 +138,10 @@ class Monitor:
             f"step {step}: the held-out loss is above what a Gaussian with the data's means and variances reaches: {bins}. The model has "
             "not learned these noise levels; train longer, or let the loss weigh them more (--loss.weighting)",
         )
+
+    def heeded(self, step: int, found: Heed | None) -> list[str]:
+        """Whether what the model is told makes no difference."""
+        return self.once("heed", f"step {step}: {found.advice}") if found and step >= self.settled and not found.heeds else []
 
     def samples(self, step: int, drawn: NDArray[np.generic], dataset: Dataset, classes: int = 0) -> tuple[dict[str, float], list[str]]:
         """How far samples (N, C, ...) are from the data, for the log and in words; classes: they are of so many classes in turn."""

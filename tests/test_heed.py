@@ -1,0 +1,69 @@
+"""Whether a model heeds its condition: told by the held-out loss, in training's log and by `ddpm inspect RUN`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ddpm
+from ddpm.cli import main
+from ddpm.training.health.heed import heed
+from ddpm.training.held_out import held_out_loss
+from ddpm.training.logbook import read_metrics
+from small_runs import settings
+
+
+def clouds(shuffled: bool, count: int = 600) -> ddpm.Dataset:
+    """Two well separated clouds, named rightly or at random."""
+    rng = np.random.default_rng(0)
+    which = np.arange(count) % 2
+    x = (np.where(which[:, None], 2.0, -2.0) + rng.normal(0.0, 0.5, (count, 3))).astype(np.float32)
+    return ddpm.from_arrays(x, {"class": rng.permutation(which) if shuffled else which}, name="clouds", classes=("low", "high"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["right", "shuffled"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Path, str]:
+    """A run on either, and what it said."""
+    out = tmp_path_factory.mktemp("heed") / "run"
+    optimizer = ddpm.training.OptimizerSettings(lr=3e-3, warmup=10)
+    config = settings(out, steps=200, batch=64, evaluate_every=100, checkpoint_every=200, log_every=50, optimizer=optimizer, ema=0.2)
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        ddpm.train(config, data=clouds(request.param))
+    return request.param, out, text.getvalue()
+
+
+def test_fires_on_shuffled_labels_and_is_silent_on_the_right_ones(run: tuple[bool, Path, str]) -> None:
+    shuffled, out, said = run
+    assert ("does not heed its conditions" in said) == shuffled
+    last = [row for row in read_metrics(out) if "condition_gain" in row][-1]
+    assert (abs(last["condition_gain"]) < 0.02) if shuffled else (last["condition_gain"] > 0.05)
+    found = heed(ddpm.load(str(out)), clouds(shuffled), frozenset({"class"}), hidden=True)
+    assert found is not None and found.heeds != shuffled
+    assert found.hidden is not None and (shuffled or found.own < found.hidden < found.other)
+
+
+def test_the_loss_of_the_own_condition_is_the_held_out_loss(run: tuple[bool, Path, str]) -> None:
+    shuffled, out, _ = run
+    model, data = ddpm.load(str(out)), clouds(shuffled)
+    known = held_out_loss(model, data, frozenset({"class"}))
+    assert known is not None
+    whole, reused = (heed(model, data, frozenset({"class"}), own=own) for own in (None, known))
+    assert whole is not None and reused is not None and whole == reused and whole.own == known.loss
+    assert heed(model, data, frozenset()) is None
+
+
+def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "digits"
+    config = settings(out, network=ddpm.UNetConfig(channels=8, mults=(1,), attention=(), blocks=1), batch=16)
+    ddpm.train(config, quiet=True)
+    assert main(["inspect", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "another's" in shown and "class, 10: 0, 1, 2" in shown and "does not heed" in shown  # 4 steps teach nothing
+    assert main(["inspect", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["condition"]["heeds"] is False and len(told["condition"]["bins"]) > 3
