@@ -53,8 +53,8 @@ class Heed(NamedTuple):
         spread = self.error / self.other if self.other else 0.0
         return (
             f"the held-out loss is the same with each sample's own condition as with another's ({self.share:+.2%} +- {spread:.2%} of it): "
-            "the model does not heed its conditions. Do the labels belong to their samples (ddpm inspect DATA)? If they do, train longer, hide "
-            "them less (--cond-dropout), or let the loss weigh noisy levels more, where conditions count (--loss.weighting)"
+            "the model does not heed its conditions. Do the labels belong to their samples (ddpm inspect DATA)? If they do, train longer, "
+            "hide them less (--cond-dropout), or let the loss weigh noisy levels more, where conditions count (--loss.weighting)"
         )
 
     def logged(self) -> dict[str, float]:
