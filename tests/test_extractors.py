@@ -111,10 +111,10 @@ def test_an_encoder_is_trained_once_for_each_data_set(tmp_path: Path) -> None:
     assert first.identity == again.identity and len(list((tmp_path / "extractors").iterdir())) == 1
     x = torch.from_numpy(data.samples[:9])
     assert torch.equal(first.features(x), again.features(x)) and first.features(x).shape == (9, 64)
-    logits = first.logits(x)
+    logits = first.logits(first.features(x))
     assert logits is not None and logits.shape == (9, 2)
     other = Learned.of(pictures(1, 8, 8), 2, cache=tmp_path)
-    assert other.identity != first.identity and other.logits(torch.zeros(1, 1, 8, 8)) is None
+    assert other.identity != first.identity and other.logits(torch.zeros(1, 64)) is None
 
 
 @pytest.mark.parametrize("shape", [(4, 12), (2, 8, 8), (1, 4, 8, 8), (5,)])
@@ -135,7 +135,7 @@ def test_the_encoder_learns_what_tells_samples_apart(tmp_path: Path) -> None:
     data = from_arrays(samples.astype(np.uint8), {"class": labels}, name="halves")
     found = Learned.of(data, 60, cache=tmp_path)
     x = torch.from_numpy(np.asarray(data.samples[:]))
-    logits = found.logits(x)
+    logits = found.logits(found.features(x))
     assert logits is not None and float((logits.argmax(1).numpy() == labels).mean()) > 0.98
     features = found.features(x)
     zero, one = features[labels == 0], features[labels == 1]

@@ -94,6 +94,29 @@ def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
     assert calls_before == 6 and calls[6:].count(60) == 0  # the last batch of the 80 was there
 
 
+def test_each_process_makes_the_features_of_what_it_drew(
+    runs: tuple[str, str], report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the report is that of one process."""
+    seen: list[int] = []
+    original = Raw.features
+
+    def features(self: Raw, samples: torch.Tensor) -> torch.Tensor:
+        seen.append(len(samples))
+        return original(self, samples)
+
+    words = ["evaluate", runs[0], *WORDS, "--guidance-curve", "1,2", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("ddpm.cli.app.inside", lambda: False)  # torchrun's own part is not tested here
+    monkeypatch.setattr(Raw, "features", features)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(words) == 0 and seen == [30]  # 80 samples in batches of 30: the second
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0 and seen[1:3] == [30, 20]
+    one, two = (json.loads((folder / "report.json").read_text())["scores"] for folder in (report, tmp_path / "out"))
+    assert one == two
+
+
 def test_curves_are_of_the_step_that_the_report_is_of(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Even where training has gone on since: every point names the step."""
     steps: list[Any] = []

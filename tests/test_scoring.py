@@ -15,7 +15,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.extractors import Extractor, Raw
 from ddpm.evaluation.reference import Protocol, Reference, foreign_statistics, reference
-from ddpm.evaluation.scoring import features_and_logits, score
+from ddpm.evaluation.scoring import embedded, score
 from ddpm.metrics import Moments, frechet, manifold
 
 
@@ -134,9 +134,9 @@ def test_samples_that_are_not_finite_are_not_scored() -> None:
     x = drawn(50)
     x[7, 3] = float("nan")
     with pytest.raises(DataError, match="1 of 50 are not finite.*clipping"):
-        features_and_logits(Raw(data().card), x)
-    features, logits = features_and_logits(Raw(data().card), drawn(50))
-    assert features.shape == (50, 6) and logits is None
+        embedded(Raw(data().card), x)
+    features = embedded(Raw(data().card), drawn(50))
+    assert features.shape == (50, 6) and Raw(data().card).logits(features) is None
     with pytest.raises(DataError, match="vectors of 6 numbers, the reference has 4"):
         score(features, Moments.given(torch.zeros(4), torch.eye(4)))
 
@@ -145,10 +145,10 @@ def test_a_classifier_gives_an_inception_score(tmp_path: Path) -> None:
     """Of its logits."""
 
     class Sure(Raw):
-        def logits(self, samples: torch.Tensor) -> torch.Tensor:
-            return torch.eye(5)[torch.arange(len(samples)) % 5] * 50
+        def logits(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.eye(5)[torch.arange(len(features)) % 5] * 50
 
     extractor: Extractor = Sure(data().card)
     against = reference(data(), "train", extractor, cache=tmp_path)
-    features, logits = features_and_logits(extractor, drawn(100))
-    assert score(features, against, logits=logits).estimates["inception_score"].value == pytest.approx(5.0, rel=1e-6)
+    features = embedded(extractor, drawn(100))
+    assert score(features, against, logits=extractor.logits(features)).estimates["inception_score"].value == pytest.approx(5.0, rel=1e-6)

@@ -189,8 +189,13 @@ def shown(done: int, total: int, what: str = "sampling") -> None:
         print(f"\r{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def draw(drawing: Ready, seed: int, n: int, cond: Cond, drawn: Drawn | None = None) -> torch.Tensor:
-    """n samples, on the host; kept in `drawn` batch by batch, where what was drawn before is taken from, and shared by all processes."""
+def draw(
+    drawing: Ready, seed: int, n: int, cond: Cond, drawn: Drawn | None = None, embed: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """n samples, on the host; kept in `drawn` batch by batch, where what was drawn before is taken from, and shared by all processes.
+
+    embed: makes features of samples, which are kept beside them: each process those of what it drew.
+    """
     import torch
 
     size, (mine, of) = drawing.how.batch, rank() if drawn else (0, 1)
@@ -203,7 +208,8 @@ def draw(drawing: Ready, seed: int, n: int, cond: Cond, drawn: Drawn | None = No
                 parts.append(drawing.draw(first, part.stop - first, seed, some))
                 if drawn is not None:
                     drawn.begin()
-                    drawn.add(first, parts.pop().numpy())
+                    made = parts.pop()
+                    drawn.add(first, made.numpy(), None if embed is None else embed(made).numpy())
             shown(min(first + size, n), n)
     if drawn is None:
         return torch.cat(parts)

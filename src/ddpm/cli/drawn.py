@@ -27,19 +27,19 @@ UNFINISHED = ".unfinished"  # beside the samples until the call has ended: what 
 class Drawn:
     """The folder of one call and the batches in it; a batch counts once its file has its name."""
 
-    def __init__(self, folder: Path, request: str) -> None:
-        self.folder, self.request = folder, request
+    def __init__(self, folder: Path, request: str, *, featured: bool = False) -> None:
+        self.folder, self.request, self.featured = folder, request, featured  # featured: each batch has its features beside it
         self._parts = folder / UNFINISHED
 
     @classmethod
-    def open(cls, asked: Path | None, usual: Path, call: Sequence[Any]) -> Drawn:
+    def open(cls, asked: Path | None, usual: Path, call: Sequence[Any], *, featured: bool = False) -> Drawn:
         """The folder asked for, or the next usual one, that is free or holds what this very call had begun.
 
         call: everything the samples depend on, as JSON can hold it. Raises: ConfigError where the folder asked for holds other samples.
         """
         request = hashlib.sha256(json.dumps(call).encode()).hexdigest()
         for folder in _places(asked, usual):
-            drawn = cls(folder, request)
+            drawn = cls(folder, request, featured=featured)
             if drawn._begun() or not _taken(folder):
                 return drawn
         raise _refusal(asked)
@@ -50,8 +50,8 @@ class Drawn:
         except (OSError, ValueError):
             return False
 
-    def _files(self) -> Iterator[Path]:
-        yield from sorted(self._parts.glob("from-*.npy"))
+    def _files(self, kind: str = "from") -> Iterator[Path]:
+        yield from sorted(self._parts.glob(f"{kind}-*.npy"))
 
     def begin(self) -> None:
         """Make the folder, where it has not been begun. Raises: OSError."""
@@ -69,22 +69,32 @@ class Drawn:
         """Of one sample."""
         return next(self.parts()).shape[1:]
 
-    def _place(self, first: int) -> Path:
-        return self._parts / f"from-{first:09d}.npy"
+    def _place(self, first: int, kind: str = "from") -> Path:
+        return self._parts / f"{kind}-{first:09d}.npy"
 
     def has(self, first: int) -> bool:
         """Whether the batch that begins with sample number `first` is there."""
-        return self._begun() and self._place(first).is_file()
+        kinds = ("features", "from") if self.featured else ("from",)
+        return self._begun() and all(self._place(first, kind).is_file() for kind in kinds)
 
-    def add(self, first: int, samples: NDArray[Any]) -> None:
-        """Keep the batch that begins with sample number `first`. Raises: OSError."""
+    def add(self, first: int, samples: NDArray[Any], features: NDArray[Any] | None = None) -> None:
+        """Keep the batch that begins with sample number `first`, and what an extractor made of it. Raises: OSError."""
         import numpy as np
 
-        path = self._place(first)
-        aside = path.with_suffix(".tmp")
-        with aside.open("wb") as file:
-            np.save(file, samples, allow_pickle=False)
-        aside.replace(path)
+        for kind, values in (("features", features), ("from", samples)):  # the samples last: a batch that has them is whole
+            if values is None:
+                continue
+            path = self._place(first, kind)
+            aside = path.with_suffix(".tmp")
+            with aside.open("wb") as file:
+                np.save(file, values, allow_pickle=False)
+            aside.replace(path)
+
+    def features(self) -> NDArray[Any]:
+        """Of every sample, in order. Raises: OSError."""
+        import numpy as np
+
+        return np.concatenate([np.load(path, allow_pickle=False) for path in self._files("features")])
 
     def parts(self) -> Iterator[NDArray[Any]]:
         """The batches, in order, read from their files when they are used. Raises: OSError."""

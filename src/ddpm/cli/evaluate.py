@@ -187,8 +187,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     protocol = evaluator.train.protocol
     if statistics is not None:
         protocol = protocol._replace(rows=f"statistics {digest(statistics.mean, statistics.cov)}")
-    call = [repr(config), drawing.steps, drawing.document["sha256"], list(protocol)]
-    drawn = Drawn.open(Path(config.out) if config.out else None, home_of(args.run_folder) / "report", call)
+    call = [repr(config), drawing.steps, drawing.document["sha256"], list(protocol), "features kept"]
+    drawn = Drawn.open(Path(config.out) if config.out else None, home_of(args.run_folder) / "report", call, featured=True)
     try:
         return _report(args.run_folder, config, typed, drawing, evaluator, drawn, protocol._asdict())
     except KeyboardInterrupt:
@@ -201,6 +201,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 def _report(
     run: str, config: EvaluateConfig, typed: Layer, drawing: Ready, evaluator: Evaluator, drawn: Drawn, protocol: dict[str, str]
 ) -> int:
+    import torch
+
     import ddpm
     from ddpm.evaluation.report import write_report
     from ddpm.evaluation.report.page import page
@@ -209,10 +211,10 @@ def _report(
 
     keys = drawing.model.conditions
     cond = evaluator.conditions(config.n, config.seed, keys, drawing.machine.device)
-    samples = draw(drawing, config.seed, config.n, cond, drawn)
+    samples = draw(drawing, config.seed, config.n, cond, drawn, evaluator.extractor.features)
     if rank()[0]:
         return 0
-    found, features = evaluator.scores(samples)
+    found, features = evaluator.scores(samples, torch.from_numpy(drawn.features()))
     real = evaluator.real(config.n)
     curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder), notice)
     report = {

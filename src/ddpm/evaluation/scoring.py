@@ -102,9 +102,9 @@ def _spread(count: int, most: int) -> Tensor:
     return torch.arange(min(count, most)) * count // min(count, most)
 
 
-def features_and_logits(extractor: Extractor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of samples in the data's own units; DataError where some are not finite, with how many."""
+def embedded(extractor: Extractor, samples: Tensor) -> Tensor:
+    """Features of samples in the data's own units; DataError where some are not finite, with how many."""
     bad = int((~samples.flatten(1).isfinite()).any(1).sum()) if samples.is_floating_point() else 0
     if bad:
         raise DataError(f"samples: {bad} of {len(samples)} are not finite; nothing was scored. Other clipping or more steps may help")
-    return extractor.features(samples), extractor.logits(samples)
+    return extractor.features(samples)

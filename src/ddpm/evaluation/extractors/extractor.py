@@ -35,8 +35,8 @@ class Extractor(ABC):
         """The vectors of any number of samples, a batch at a time."""
         return torch.cat([self.embed(part) for part in samples.split(BATCH)])
 
-    def logits(self, samples: Tensor) -> Tensor | None:
-        """Class scores (N, classes), where the extractor is a classifier: for the Inception score."""
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Class scores (N, classes) of features (N, dim), where the extractor is a classifier: for the Inception score."""
         return None
 
 

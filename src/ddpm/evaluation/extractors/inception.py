@@ -215,10 +215,11 @@ class Inception(Extractor):
         with torch.inference_mode():
             return self.network(as_levels(samples, self.card))[0].cpu()
 
-    def logits(self, samples: Tensor) -> Tensor | None:
+    def logits(self, features: Tensor) -> Tensor | None:
         """Class scores without their bias, as the Inception score takes them."""
+        weight = self.network.fc.weight
         with torch.inference_mode():
-            return torch.cat([self.network(as_levels(part, self.card))[1].cpu() for part in samples.split(64)])
+            return torch.cat([F.linear(part.to(weight), weight).cpu() for part in features.split(4096)])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

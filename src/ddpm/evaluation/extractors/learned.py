@@ -106,12 +106,12 @@ class Learned(Extractor):
         with torch.inference_mode():
             return self.encoder(self.codec.encode(samples).to(torch.float32)).cpu()
 
-    def logits(self, samples: Tensor) -> Tensor | None:
+    def logits(self, features: Tensor) -> Tensor | None:
         """Of the classifier, where the data have classes."""
         if not self.encoder.classes:
             return None
         with torch.inference_mode():
-            return self.encoder.head(self.features(samples))
+            return self.encoder.head(features)
 
 
 def fit(encoder: Encoder, dataset: Dataset, codec: Codec, steps: int) -> None:

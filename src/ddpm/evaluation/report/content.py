@@ -14,7 +14,7 @@ from ddpm.denoiser import Cond, NetworkDenoiser
 from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor, Raw
 from ddpm.evaluation.reference import Reference, reference
-from ddpm.evaluation.scoring import MOST, Scores, features_and_logits, score
+from ddpm.evaluation.scoring import MOST, Scores, embedded, score
 from ddpm.metrics import (
     Estimate,
     Frechet,
@@ -73,16 +73,17 @@ class Evaluator:
 
     def frechet(self, samples: Tensor) -> Estimate:
         """Its distance alone, for the points of a curve."""
-        features, _ = features_and_logits(self.extractor, samples)
+        features = embedded(self.extractor, samples)
         metric = Frechet(features.shape[1])
         metric.update(features)
         return metric.result(self.against if isinstance(self.against, Moments) else self.against.moments)
 
-    def scores(self, samples: Tensor) -> tuple[Scores, Tensor]:
-        """Every score of samples in the data's own units, and their features."""
+    def scores(self, samples: Tensor, features: Tensor | None = None) -> tuple[Scores, Tensor]:
+        """Every score of samples in the data's own units, and their features, where these are not there yet."""
         if len(samples) < FEWEST:
             raise DataError(f"samples: got {len(samples)}; a score with an interval needs at least {FEWEST}")
-        features, logits = features_and_logits(self.extractor, samples)
+        features = embedded(self.extractor, samples) if features is None else features
+        logits = self.extractor.logits(features)
         found = score(features, self.against, logits=logits, held_out=self.held, alike=self._alike(len(samples)))
         found.figures.update(self._plain(samples, self._alike(len(samples))))
         return found, features
@@ -99,7 +100,7 @@ class Evaluator:
         if self.held is None:
             return None
         rows = self.dataset.held_rows
-        logits = self.extractor.logits(torch.from_numpy(self.dataset.batch(rows)[0]))
+        logits = self.extractor.logits(self.held.features)
         found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
         found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0]), self._alike(n)))
         return found
