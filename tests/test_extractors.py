@@ -41,6 +41,29 @@ def test_inception_is_the_published_network(network: InceptionV3) -> None:
     assert torch.allclose(logits, features @ network.fc.weight.T, atol=1e-4)
 
 
+def settled(network: InceptionV3) -> InceptionV3:
+    """The weights of benchmarks/inception_agreement.py."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+        elif name.endswith(("running_mean", "bn.bias")):
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        elif name.endswith("conv.weight"):
+            value.copy_(torch.randn(value.shape, generator=generator) * (2.0 / value[0].numel()) ** 0.5)
+    return network
+
+
+def test_inception_says_what_torch_fidelity_says() -> None:
+    """Features by torch-fidelity 0.4.0 of these weights and this picture: resize, shift and scale, padding, pooling, the norms' epsilon."""
+    x = torch.randint(0, 256, (1, 3, 40, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    with torch.inference_mode():
+        features = settled(InceptionV3())(x)[0][0]
+    assert features.norm().item() == pytest.approx(95.148468, rel=2e-5) and features.mean().item() == pytest.approx(1.2654583, rel=2e-5)
+    some = [1.1468042, 1.1692362, 0.0, 0.0367025, 0.0, 1.1542137, 0.5945666, 2.2743826]
+    assert features[::256].tolist() == pytest.approx(some, rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (299, 20), (300, 400)])
 def test_the_resize_reads_where_tensorflow_1_does(size: tuple[int, int]) -> None:
     """Output i at i H / 299, the last entry repeated: by an independent loop."""
