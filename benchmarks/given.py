@@ -46,7 +46,7 @@ STEPS, BATCH, SHORT = 25, 64, (10, 30)
 
 def settings(args: argparse.Namespace, name: str, steps: int, out: Path) -> TrainConfig:
     """One run."""
-    quiet: dict[str, Any] = {"preview": 0, "track": ("none",), "evaluate_every": max(1, steps // 4), "checkpoint_every": steps}
+    quiet: dict[str, Any] = {"preview": 0, "track": ("none",), "evaluate_every": steps, "checkpoint_every": steps}
     optimizer = OptimizerSettings(lr=1e-3, warmup=min(100, steps), decay="cosine")
     data = DataSettings(data=args.data, flip=True, labels="none")
     return TrainConfig(
