@@ -30,6 +30,16 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert len(capsys.readouterr().out.splitlines()) == 51
 
 
+def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sets of points of docs/conditions.md, in fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "conditions.md").read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    names: dict[str, object] = {}
+    exec(compile(found[1].replace("steps=300", "steps=2, threads=1, preview=4"), "conditions.md", "exec"), names)
+    assert tuple(names["sets"].shape) == (8, 3, 20)  # type: ignore[attr-defined]
+
+
 def test_tree_is_the_real_tree() -> None:
     found = re.search(r"```\nsrc/ddpm/\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert found is not None
