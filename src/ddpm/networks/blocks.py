@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm.errors import ConfigError
 from ddpm.networks import fused
+from ddpm.networks.circle import Circular, around
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -112,6 +113,13 @@ def conv(axes: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int =
     return start(CONVOLUTIONS[axes - 1](inputs, outputs, kernel, stride=stride, padding=padding), zero)
 
 
+def three_taps(axes: int, inputs: int, outputs: int, *, zero: bool = False, circular: bool = False) -> Convolution | Circular:
+    """A convolution that keeps the size, padded by zeros, or `circular`."""
+    if not circular:
+        return conv(axes, inputs, outputs, zero=zero)
+    return Circular(start(CONVOLUTIONS[axes - 1](inputs, outputs, 3, padding=(*[1] * (axes - 1), 0)), zero))
+
+
 def start(layer: Layer, zero: bool) -> Layer:
     """Biases at zero; weights at zero, or uniform in +-sqrt(6 / (fan_in + fan_out)).
 
@@ -167,23 +175,36 @@ class Upsample(Part):
 
     The fast way is one transposed convolution with stride 2 and 4 taps, `stretched(weight)`: the same sums, without multiplying each
     repeated entry again (2D: 4/9 of the products). Used on the CPU, when the batch is large enough to pay for making the weights.
+    On a circle (`circular`) an entry of either end is laid behind the other, and what is made of these two is cut off.
     """
 
-    def __init__(self, axes: int, channels: int) -> None:
+    def __init__(self, axes: int, channels: int, *, circular: bool = False) -> None:
         super().__init__()
         self.conv = conv(axes, channels, channels)
+        self.circular = circular
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, *axes) to (B, C, *2 axes); the embedding is not used."""
+        return self._on_circle(self._doubled, x) if self.circular else self._doubled(x)
+
+    def _doubled(self, x: Tensor) -> Tensor:
         if self.plain or x.device.type != "cpu" or x.numel() < ENOUGH * x.shape[1]:
             return self.conv(repeat(x))
         return TRANSPOSED[x.ndim - 3](x, stretched(self.conv.weight), self.conv.bias, stride=2, padding=1)
+
+    @staticmethod
+    def _on_circle(double: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return double(around(x, 1, 1))[..., 2:-2]
 
     def packed(self) -> Callable[[Tensor], Tensor]:
         """x -> the same in bfloat16, by a transposed convolution whose weight is made once; where nothing needs a gradient."""
         bias = None if self.conv.bias is None else self.conv.bias.detach().bfloat16()
         weight = stretched(self.conv.weight.detach()).bfloat16().contiguous()
-        return lambda x: TRANSPOSED[x.ndim - 3](x.bfloat16(), weight, bias, stride=2, padding=1)
+
+        def doubled(x: Tensor) -> Tensor:
+            return TRANSPOSED[x.ndim - 3](x.bfloat16(), weight, bias, stride=2, padding=1)
+
+        return partial(self._on_circle, doubled) if self.circular else doubled
 
 
 def stretched(weight: Tensor) -> Tensor:
@@ -199,14 +220,17 @@ def stretched(weight: Tensor) -> Tensor:
 
 
 class Downsample(Part):
-    """Half the size: a convolution with stride 2, padded by one zero at the end of each axis only."""
+    """Half the size: a convolution with stride 2, padded by one zero at the end of each axis only; a circle by its first entry."""
 
-    def __init__(self, axes: int, channels: int) -> None:
+    def __init__(self, axes: int, channels: int, *, circular: bool = False) -> None:
         super().__init__()
         self.conv = conv(axes, channels, channels, stride=2, padding=0)
+        self.circular = circular
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, *axes) to (B, C, *axes / 2); the embedding is not used."""
+        if self.circular:
+            return self.conv(F.pad(around(x, 0, 1), (0, 0) + (0, 1) * (x.ndim - 3)))
         return self.conv(F.pad(x, (0, 1) * (x.ndim - 2)))
 
 
@@ -241,15 +265,16 @@ class ResidualBlock(Part):
         film: bool = False,
         zero: bool,
         resize: str = "",
+        circular: bool = False,
     ) -> None:
         super().__init__()
         self.film, self.dropout = film, dropout
         self.resize = {"": None, "down": pool, "up": repeat}[resize]
         self.norm1 = group_norm(inputs, groups)
-        self.conv1 = conv(axes, inputs, outputs)
+        self.conv1 = three_taps(axes, inputs, outputs, circular=circular)
         self.project = dense(width, 2 * outputs if film else outputs) if width else None
         self.norm2 = group_norm(outputs, groups)
-        self.conv2 = conv(axes, outputs, outputs, zero=zero)
+        self.conv2 = three_taps(axes, outputs, outputs, zero=zero, circular=circular)
         self.shortcut = conv(axes, inputs, outputs, kernel=1, padding=0) if inputs != outputs else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
