@@ -1,0 +1,224 @@
+"""Forecasts as data: what is learned is the distribution of the increment x(start + lead) - x(start), given the fields up to the start.
+
+A sample is the increment over its root mean square at that lead, so that all leads weigh alike; the conditions are the past fields and maps
+of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.data.fields import HOUR, Record, boundary, with_statistics
+from ddpm.data.found import Found
+from ddpm.data.settings import DataSettings
+from ddpm.denoiser.fields import Fields
+from ddpm.errors import DataError
+
+Array = NDArray[np.float32]
+Rows = NDArray[np.int64]
+_SEASON = 300  # days of a record from which the day of the year is told: of a shorter one it would only say how late it is
+_YEARS = {"360_day": 360.0, "noleap": 365.0, "365_day": 365.0, "all_leap": 366.0, "366_day": 366.0}
+
+
+class Lazy:
+    """N entries (*shape) in float32 that are computed when they are asked for; indexed as an array is."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self.shape, self.dtype = (count, *shape), np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any, /) -> Array:
+        index = np.arange(len(self))[rows]
+        return self.of(index[None])[0] if index.ndim == 0 else self.of(index)
+
+    def of(self, index: Rows) -> Array:
+        """The entries of these numbers (n,), as (n, *shape)."""
+        raise NotImplementedError
+
+
+class Windows:
+    """Every start and lead a record has all fields for: start (N,) and target (N,) rows, lead (N,) numbers among the leads."""
+
+    def __init__(self, record: Record, past: int, leads: tuple[float, ...], name: str) -> None:
+        step = record.step
+        wrong = [f"{lead:g}" for lead in leads if round(lead * HOUR) % max(step, 1)]
+        if wrong:
+            raise DataError(f"{name}: leads {', '.join(wrong)} h: no multiple of the step of its fields, {step / HOUR:g} h; choose such leads")
+        start = np.flatnonzero(whole(record, past, step))
+        targets = np.stack([record.row(record.seconds[start] + round(lead * HOUR)) for lead in leads], axis=1)
+        place, self.lead = np.nonzero(targets >= 0)
+        self.start, self.target = start[place], targets[place, self.lead]
+        if not len(self.start):
+            longest = leads[-1] + (past - 1) * step / HOUR
+            raise DataError(f"{name}: no stretch of fields {step / HOUR:g} h apart without a gap is as long as {longest:g} h; ask for less")
+
+
+def whole(record: Record, past: int, step: int) -> NDArray[np.bool_]:
+    """Whether each row (T,) has the fields before it that a forecast is given, `step` seconds apart."""
+    before = [record.row(record.seconds - k * step) >= 0 for k in range(past)]
+    return np.all(before, axis=0)
+
+
+class Given:
+    """What a forecast is told: of a record and a model's description, the conditions of starts and leads."""
+
+    def __init__(self, record: Record, about: Fields) -> None:
+        self.record, self.about = record, about
+        self.mean, self.std = (np.asarray(one, np.float32)[:, None, None] for one in (about.mean, about.std))
+        self.maps = maps(about)
+        size = len(about.names)
+        self.image_channels = size * about.past + len(self.maps) + size * about.gaps
+
+    def image(self, starts: Rows) -> Array:
+        """(n, channels, H, W): the past fields, oldest first, each channel by its mean and deviation, zeros where an entry is missing; the
+        maps of the place; where entries may be missing, which of the newest field are there.
+        """
+        record, about = self.record, self.about
+        back = np.arange(about.past - 1, -1, -1) * round(about.step * HOUR)
+        rows = record.row(record.seconds[starts][:, None] - back)
+        past = np.nan_to_num((record.values[rows] - self.mean) / self.std).reshape(len(starts), -1, *self.maps.shape[1:])
+        parts = [past, np.broadcast_to(self.maps, (len(starts), *self.maps.shape))]
+        if about.gaps:
+            parts.append(~np.isnan(record.values[starts]))
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def vector(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
+        """(n, len(vector_names)): see there; leads (n,) in hours, each one of the model's."""
+        about, clock, day = self.about, self.record.clock[starts], self.record.day[starts]
+        which = (leads[:, None] == np.asarray(about.leads)).astype(np.float64)
+        waves = [*_waves(clock, 24.0), *_waves(clock + leads, 24.0)]
+        if about.season:
+            waves += _waves(day + leads / 24.0, _YEARS.get(about.calendar, 365.2425))
+        return np.concatenate([which, (leads / about.leads[-1])[:, None], np.stack(waves, axis=1)], axis=1).astype(np.float32)
+
+
+def vector_names(about: Fields) -> tuple[str, ...]:
+    """The entries of the vector: which lead, and how long as a share of the longest; the hour of the day at the start and then; the day of
+    the year then, where the record is long enough to have seasons.
+    """
+    names = [*(f"lead {lead:g} h" for lead in about.leads), "lead"]
+    kinds = ["hour at the start", "hour then", *(["day of the year"] if about.season else [])]
+    return (*names, *(f"{wave} of {kind}" for kind in kinds for wave in ("sine", "cosine")))
+
+
+def _waves(phase: NDArray[np.float64], period: float) -> list[NDArray[np.float64]]:
+    angle = 2.0 * math.pi * phase / period
+    return [np.sin(angle), np.cos(angle)]
+
+
+def maps(about: Fields) -> Array:
+    """(2 or 3, H, W): how far down and how far right, from -1 to 1; longitudes all round the Earth by sine and cosine instead."""
+    down, right = (np.linspace(-1.0, 1.0, len(axis.values)) for axis in (about.rows, about.columns))
+    size = (len(down), len(right))
+    across = [right]
+    if circles(about):
+        across = _waves(np.asarray(about.columns.values), 360.0)
+    return np.stack([np.broadcast_to(down[:, None], size), *(np.broadcast_to(one, size) for one in across)]).astype(np.float32)
+
+
+def circles(about: Fields) -> bool:
+    """Whether the columns are longitudes that go all round the Earth, evenly."""
+    values = np.asarray(about.columns.values)
+    if len(values) < 3 or not (about.columns.units.startswith("degree") or about.columns.name.lower().startswith("lon")):
+        return False
+    gaps = np.diff(values)
+    return bool(np.allclose(gaps, gaps[0]) and abs(abs(gaps[0]) * len(values) - 360.0) < 1e-3 * abs(gaps[0]) * len(values))
+
+
+class Increments(Lazy):
+    """(x(target) - x(start)) / scale of the lead, zero where either is missing."""
+
+    def __init__(self, record: Record, windows: Windows, scales: Array) -> None:
+        super().__init__(len(windows.start), record.values.shape[1:])
+        self.record, self.windows, self.scales = record, windows, scales
+
+    def of(self, index: Rows) -> Array:
+        """(n, C, H, W)."""
+        values, windows = self.record.values, self.windows
+        gain = values[windows.target[index]] - values[windows.start[index]]
+        return np.nan_to_num(gain / self.scales[windows.lead[index]][:, :, None, None])
+
+
+class Present(Lazy):
+    """1 where an increment is known, 0 where not."""
+
+    def __init__(self, record: Record, windows: Windows) -> None:
+        super().__init__(len(windows.start), record.values.shape[1:])
+        self.record, self.windows = record, windows
+
+    def of(self, index: Rows) -> Array:
+        """(n, C, H, W)."""
+        there = [~np.isnan(self.record.values[rows[index]]) for rows in (self.windows.start, self.windows.target)]
+        return (there[0] & there[1]).astype(np.float32)
+
+
+class Images(Lazy):
+    """The condition image of each window."""
+
+    def __init__(self, given: Given, windows: Windows) -> None:
+        super().__init__(len(windows.start), (given.image_channels, *given.maps.shape[1:]))
+        self.given, self.starts = given, windows.start
+
+    def of(self, index: Rows) -> Array:
+        """(n, channels, H, W)."""
+        return self.given.image(self.starts[index])
+
+
+def windows(record: Record, settings: DataSettings, name: str) -> Found:
+    """The increments of a record as data, split by time: held out are windows that lie wholly in its last share; between them and the
+    training windows nothing is used for as long as a window lasts.
+
+    Raises: DataError where no window is left in one of the parts, or a lead does not fit the step.
+    """
+    past, leads, step = settings.fields.past, settings.fields.leads, record.step
+    found = Windows(record, past, leads, name)
+    lasts = (past - 1) * step + round(leads[-1] * HOUR)
+    cut = boundary(record, settings.holdout, name)
+    early, late = record.seconds[found.start] - (past - 1) * step, record.seconds[found.target]
+    gap = lasts if settings.holdout else 0
+    keep = (late < cut - gap) | (early >= cut)
+    for part in ("start", "target", "lead"):
+        setattr(found, part, getattr(found, part)[keep])
+    held = early[keep] >= cut
+    if held.all() or (settings.holdout and not held.any()):
+        side = "to train on" if held.all() else "held out"
+        raise DataError(f"{name}: no window of {lasts / HOUR:g} h is {side}; give a longer record, shorter leads, or another --holdout")
+    train = np.flatnonzero(record.seconds < cut - gap)
+    about = with_statistics(record, train, np.flatnonzero(record.seconds >= cut))
+    season = float(record.seconds[-1]) / 86_400 >= _SEASON
+    scales = _scales(record, found, ~held, len(leads))
+    about = replace(about, past=past, leads=leads, season=season, scales=tuple(float(one) for one in scales.flatten()))
+    given = Given(record, about)
+    cond: dict[str, Any] = {"image": Images(given, found), "vector": given.vector(found.start, np.asarray(leads)[found.lead])}
+    return Found(
+        name=name,
+        kind="array",
+        samples=Increments(record, found, scales),
+        cond=cond | ({"mask": Present(record, found)} if about.gaps else {}),
+        vector=vector_names(about),
+        held=np.flatnonzero(held),
+        notices=record.notices,
+        fields=about,
+    )
+
+
+def _scales(record: Record, windows: Windows, train: NDArray[np.bool_], leads: int) -> Array:
+    """Root mean square of the training increments, (leads, C); DataError where there are none, or nothing ever changes."""
+    scales = np.empty((leads, record.values.shape[1]))
+    for lead in range(leads):
+        chosen = np.flatnonzero(train & (windows.lead == lead))
+        square, count = np.zeros(scales.shape[1]), np.zeros(scales.shape[1])
+        for part in np.array_split(chosen, -(-len(chosen) // 64) or 1):
+            gain = (record.values[windows.target[part]] - record.values[windows.start[part]]).astype(np.float64)
+            square, count = square + np.nansum(gain**2, axis=(0, 2, 3)), count + np.isfinite(gain).sum(axis=(0, 2, 3))
+        scales[lead] = np.sqrt(square / np.maximum(count, 1))
+    if not scales.all():
+        raise DataError(f"{record.about.names[int(np.argmin(scales.min(0)))]}: does not change within a lead, or has no training window there")
+    return scales.astype(np.float32)
