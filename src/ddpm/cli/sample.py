@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ddpm.cli.drawing import Ready
+    from ddpm.denoiser.fields import Fields
 
 HELP = """Draw samples from a trained model, with the settings it was trained with.
 
@@ -48,10 +50,10 @@ class SampleConfig:
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
-    format: Literal["auto", "png", "npz", "zip", "shards"] = setting(
+    format: Literal["auto", "png", "npz", "zip", "shards", "nc", "zarr"] = setting(
         "auto",
         "png: single pictures; zip: the same in one file; npz: one array file in the data's units; shards: tar files as WebDataset reads "
-        "them; auto: png for what is a picture, else npz",
+        "them; nc, zarr: fields on their grid; auto: png for what is a picture, nc for fields, else npz",
         group="output",
     )
     shard: int = setting(10_000, "samples of a shard", low=1, high=10_000_000, group="output")
@@ -64,8 +66,12 @@ def add(parser: Parser) -> None:
     add_flags(parser, SampleConfig, FAMILIES)
 
 
-def output_format(config: SampleConfig, shape: tuple[int, ...]) -> Literal["png", "npz", "zip", "shards"]:
-    """What samples of this shape are written as; ConfigError, before anything is drawn, for what they cannot be."""
+def output_format(config: SampleConfig, shape: tuple[int, ...], fields: bool = False) -> str:
+    """What samples of this shape are written as; ConfigError, before anything is drawn, for what they cannot be. fields: they are such."""
+    if config.format in ("nc", "zarr") or (config.format == "auto" and fields):
+        if not fields:
+            raise ConfigError(f"--format {config.format}: this model draws no fields on a grid; use --format npz")
+        return config.format if config.format != "auto" else "nc"
     picture = len(shape) == 3 and shape[0] in (1, 3)
     if config.format in ("png", "zip") and not picture:
         raise ConfigError(f"--format {config.format}: takes pictures of 1 or 3 channels, not {shape}; use --format npz or shards")
@@ -101,6 +107,19 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
     return cond or None
 
 
+def described(document: Mapping[str, Any], run: str) -> Fields | None:
+    """What config.json says of the fields a model draws, None where it draws none; ConfigError for one that draws increments."""
+    from ddpm.config import from_dict
+    from ddpm.denoiser.fields import Fields
+
+    if not document.get("fields"):
+        return None
+    about = from_dict(Fields, document["fields"], where="config.json")
+    if about.past:
+        raise ConfigError(f"{run}: forecasts fields from those before them; use ddpm forecast {run} --data FILE")
+    return about
+
+
 def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | None, folder: Path, start: torch.Tensor | None) -> list[Path]:
     """Walk up to 36 samples once more and keep the frames."""
     from ddpm.data.export import as_pictures, grid, save_film
@@ -127,10 +146,13 @@ def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | Non
 class Output:
     """What a call writes: single pictures batch by batch; archives, the grid and the manifest at the end."""
 
-    def __init__(self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any) -> None:
+    def __init__(
+        self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any, fields: Fields | None = None
+    ) -> None:
         from ddpm.training.preview import limits
 
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
+        self.fields = fields
         several = labels is not None and len(set(labels.tolist())) > 1
         self.folders = [names[label] for label in labels] if labels is not None and several else None
 
@@ -138,7 +160,7 @@ class Output:
         """Single pictures of the samples that begin with number `first`, where the format asks for them."""
         from ddpm.data.export import save_pngs
 
-        if output_format(self.config, drawn.shape[1:]) == "png":
+        if output_format(self.config, drawn.shape[1:], self.fields is not None) == "png":
             inner = None if self.folders is None else self.folders[first : first + len(drawn)]
             save_pngs(drawn, self.limits, self.folder, inner, first)
 
@@ -148,7 +170,7 @@ class Output:
         from ddpm.data.export import as_pictures, grid, save_npz, save_picture
 
         n, labels, shape = self.config.n, self.labels, drawn.shape
-        kind, written = output_format(self.config, shape), [self.folder]
+        kind, written = output_format(self.config, shape, self.fields is not None), [self.folder]
         if kind == "npz":
             sides = "x".join(map(str, (n, *shape[1:], shape[0])))
             written = [save_npz(drawn.all(), labels, self.folder / f"samples_{sides}.npz")]
@@ -156,6 +178,11 @@ class Output:
             written = [save_zip(drawn.parts(), self.limits, labels, self.folder / f"samples_{n}.zip")]
         elif kind == "shards":
             written = save_shards(drawn.parts(), self.limits, labels, self.folder, self.config.shard)
+        elif self.fields is not None and kind in ("nc", "zarr"):
+            from ddpm.data.field_files import sampled, write
+
+            notes = {"title": "samples of fields", "source": f"ddpm sample, seed {self.config.seed}"}
+            written = [write(sampled(self.fields, drawn.all(), notes), self.folder / f"samples_{n}.{kind}")]
         classes = len(set(labels.tolist())) if labels is not None else 0
         columns = n // classes if classes and n <= 400 and n % classes == 0 else None
         numbers = range(0, n, 1 if columns else max(1, n // 100))
@@ -172,7 +199,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(SampleConfig, [typed], FAMILIES)
     drawing = ready(args.run_folder, config.how, typed, config.start)
     model, document = drawing.model, drawing.document
-    output_format(config, model.shape)
+    fields = described(document, args.run_folder)
+    if output_format(config, model.shape, fields is not None) in ("nc", "zarr"):
+        from ddpm.data.fields import needed
+
+        needed("xarray", "--format")
     refuse_image_models(args.run_folder, document["cond"]["image"])
     cond = conditions(config, drawing.names, document["vector"])
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
@@ -185,7 +216,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     call = [repr(config), drawing.steps, document["sha256"], begun]
     drawn = Drawn.open(Path(config.out) if config.out else None, usual, call)
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
-    output = Output(config, drawn.folder, labels, drawing.names, model.codec)
+    output = Output(config, drawn.folder, labels, drawing.names, model.codec, fields)
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)

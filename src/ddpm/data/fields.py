@@ -65,7 +65,7 @@ def is_fields(path: Path) -> bool:
 
 
 def read_fields(path: Path, settings: DataSettings) -> Found:
-    """The fields of a file as data: each a sample (C, H, W), or with `past` each increment of a forecast, see `ddpm.data.forecast`.
+    """The fields of a file as data: each a sample (C, H, W), or with `past` each departure of a forecast, see `ddpm.data.forecast`.
 
     The last share of the record is held out. Raises: DataError, ConfigError, MissingLibraryError as `read_record`.
     """
@@ -295,7 +295,7 @@ def _seconds(times: NDArray[Any], path: Path) -> NDArray[np.int64]:
 def refuse_field_settings(settings: DataSettings, name: str) -> None:
     """ConfigError for settings of fields where the data are none, so that none is ignored in silence."""
     usual = DataSettings().fields
-    wrong = [key for key in ("variables", "past", "leads") if getattr(settings.fields, key) != getattr(usual, key)]
+    wrong = [key for key in ("variables", "past", "leads", "days") if getattr(settings.fields, key) != getattr(usual, key)]
     if wrong:
         raise ConfigError.of([f"{key}: does not apply to {name}: it is no file of fields ({', '.join(SUFFIXES)})" for key in wrong])
 

@@ -1,7 +1,8 @@
-"""Forecasts as data: what is learned is the distribution of the increment x(start + lead) - x(start), given the fields up to the start.
+"""Forecasts as data: what is learned is the distribution of x(start + lead), given the fields up to the start.
 
-A sample is the increment over its root mean square at that lead, so that all leads weigh alike; the conditions are the past fields and maps
-of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
+A sample is its departure from what is expected, x(start) + the mean of x(start + lead - 24 h j) - x(start - 24 h j) over the days j = 1, ...
+before (none: no change), over the root mean square of such departures at that lead, so that all leads weigh alike. The conditions are past
+fields and maps of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.fields import HOUR, Record, boundary, with_statistics
+from ddpm.data.fields import DAY, HOUR, Record, boundary, with_statistics
 from ddpm.data.found import Found
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser.fields import Fields
@@ -46,24 +47,32 @@ class Lazy:
 class Windows:
     """Every start and lead a record has all fields for: start (N,) and target (N,) rows, lead (N,) numbers among the leads."""
 
-    def __init__(self, record: Record, past: int, leads: tuple[float, ...], name: str) -> None:
+    def __init__(self, record: Record, past: int, leads: tuple[float, ...], days: int, name: str) -> None:
         step = record.step
         wrong = [f"{lead:g}" for lead in leads if round(lead * HOUR) % max(step, 1)]
         if wrong:
             raise DataError(f"{name}: leads {', '.join(wrong)} h: no multiple of the step of its fields, {step / HOUR:g} h; choose such leads")
-        start = np.flatnonzero(whole(record, past, step))
+        start = np.flatnonzero(whole(record, past, step, days, leads))
         targets = np.stack([record.row(record.seconds[start] + round(lead * HOUR)) for lead in leads], axis=1)
         place, self.lead = np.nonzero(targets >= 0)
         self.start, self.target = start[place], targets[place, self.lead]
         if not len(self.start):
-            longest = leads[-1] + (past - 1) * step / HOUR
+            longest = leads[-1] + back(past, step, days) / HOUR
             raise DataError(f"{name}: no stretch of fields {step / HOUR:g} h apart without a gap is as long as {longest:g} h; ask for less")
 
 
-def whole(record: Record, past: int, step: int) -> NDArray[np.bool_]:
-    """Whether each row (T,) has the fields before it that a forecast is given, `step` seconds apart."""
-    before = [record.row(record.seconds - k * step) >= 0 for k in range(past)]
-    return np.all(before, axis=0)
+def whole(record: Record, past: int, step: int, days: int, leads: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Whether each row (T,) has the fields before it that a forecast is given: so many, `step` seconds apart, and those of the days before
+    at the same hour and at the leads from it.
+    """
+    shifts = [-k * step for k in range(past)]
+    shifts += [round(lead * HOUR) - DAY * day for day in range(1, days + 1) for lead in (0.0, *leads)]
+    return np.all([record.row(record.seconds + shift) >= 0 for shift in shifts], axis=0)
+
+
+def back(past: int, step: int, days: int) -> int:
+    """How many seconds before its start a forecast is given fields of."""
+    return max((past - 1) * step, DAY * days)
 
 
 class Given:
@@ -74,20 +83,36 @@ class Given:
         self.mean, self.std = (np.asarray(one, np.float32)[:, None, None] for one in (about.mean, about.std))
         self.maps = maps(about)
         size = len(about.names)
-        self.image_channels = size * about.past + len(self.maps) + size * about.gaps
+        self.image_channels = size * (about.past + 3 * bool(about.days) + about.gaps) + len(self.maps)
 
-    def image(self, starts: Rows) -> Array:
-        """(n, channels, H, W): the past fields, oldest first, each channel by its mean and deviation, zeros where an entry is missing; the
-        maps of the place; where entries may be missing, which of the newest field are there.
+    def expected(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
+        """(n, C, H, W) in the fields' units: what comes if the days before are a guide; NaN where one of their entries is missing."""
+        return self.record.values[starts] + self.usual(starts, leads).mean(axis=0) if self.about.days else self.record.values[starts]
+
+    def usual(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
+        """(days, n, C, H, W): how the fields changed from the same hour of each day before, the newest first."""
+        record = self.record
+        first = record.seconds[starts] - DAY * np.arange(1, self.about.days + 1)[:, None]
+        return record.values[record.row(first + np.round(leads * HOUR).astype(np.int64))] - record.values[record.row(first)]
+
+    def image(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
+        """(n, channels, H, W): the past fields, oldest first, each channel by its mean and deviation, zeros where an entry is missing; with
+        `days` how the newest differs from the mean of those at the same hour, the mean change, and by how much that of the day before was
+        another; the maps of the place; where entries may be missing, which of the newest field are there.
         """
-        record, about = self.record, self.about
-        back = np.arange(about.past - 1, -1, -1) * round(about.step * HOUR)
-        rows = record.row(record.seconds[starts][:, None] - back)
-        past = np.nan_to_num((record.values[rows] - self.mean) / self.std).reshape(len(starts), -1, *self.maps.shape[1:])
-        parts = [past, np.broadcast_to(self.maps, (len(starts), *self.maps.shape))]
+        record, about, parts = self.record, self.about, list[Any]()
+        before = np.arange(about.past - 1, -1, -1) * round(about.step * HOUR)
+        rows = record.row(record.seconds[starts][:, None] - before)
+        parts.append(((record.values[rows] - self.mean) / self.std).reshape(len(starts), -1, *self.maps.shape[1:]))
+        if about.days:
+            changes, mean = (usual := self.usual(starts, leads))[0], usual.mean(axis=0)
+            same = record.row(record.seconds[starts] - DAY * np.arange(1, about.days + 1)[:, None])
+            scales = np.asarray([about.scale(lead) for lead in leads], np.float32)[:, :, None, None]
+            parts += [(record.values[starts] - record.values[same].mean(axis=0)) / self.std, mean / scales, (changes - mean) / scales]
+        parts.append(np.broadcast_to(self.maps, (len(starts), *self.maps.shape)))
         if about.gaps:
             parts.append(~np.isnan(record.values[starts]))
-        return np.concatenate(parts, axis=1, dtype=np.float32)
+        return np.nan_to_num(np.concatenate(parts, axis=1, dtype=np.float32))
 
     def vector(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
         """(n, len(vector_names)): see there; leads (n,) in hours, each one of the model's."""
@@ -132,31 +157,25 @@ def circles(about: Fields) -> bool:
     return bool(np.allclose(gaps, gaps[0]) and abs(abs(gaps[0]) * len(values) - 360.0) < 1e-3 * abs(gaps[0]) * len(values))
 
 
-class Increments(Lazy):
-    """(x(target) - x(start)) / scale of the lead, zero where either is missing."""
+class Departures(Lazy):
+    """(x(target) - expected) / scale of the lead, zero where either is missing; `there`: 1 where neither is, else 0."""
 
-    def __init__(self, record: Record, windows: Windows, scales: Array) -> None:
-        super().__init__(len(windows.start), record.values.shape[1:])
-        self.record, self.windows, self.scales = record, windows, scales
+    def __init__(self, given: Given, windows: Windows, there: bool = False) -> None:
+        super().__init__(len(windows.start), given.record.values.shape[1:])
+        self.given, self.windows, self.there = given, windows, there
+        self.leads = np.asarray(given.about.leads)[windows.lead]
 
-    def of(self, index: Rows) -> Array:
-        """(n, C, H, W)."""
-        values, windows = self.record.values, self.windows
-        gain = values[windows.target[index]] - values[windows.start[index]]
-        return np.nan_to_num(gain / self.scales[windows.lead[index]][:, :, None, None])
-
-
-class Present(Lazy):
-    """1 where an increment is known, 0 where not."""
-
-    def __init__(self, record: Record, windows: Windows) -> None:
-        super().__init__(len(windows.start), record.values.shape[1:])
-        self.record, self.windows = record, windows
+    def raw(self, index: Rows) -> Array:
+        """(n, C, H, W) in the fields' units, NaN where an entry is missing."""
+        return self.given.record.values[self.windows.target[index]] - self.given.expected(self.windows.start[index], self.leads[index])
 
     def of(self, index: Rows) -> Array:
         """(n, C, H, W)."""
-        there = [~np.isnan(self.record.values[rows[index]]) for rows in (self.windows.start, self.windows.target)]
-        return (there[0] & there[1]).astype(np.float32)
+        raw = self.raw(index)
+        if self.there:
+            return (~np.isnan(raw)).astype(np.float32)
+        scales = np.asarray([self.given.about.scale(lead) for lead in self.leads[index]], np.float32)
+        return np.nan_to_num(raw / scales[:, :, None, None])
 
 
 class Images(Lazy):
@@ -165,23 +184,26 @@ class Images(Lazy):
     def __init__(self, given: Given, windows: Windows) -> None:
         super().__init__(len(windows.start), (given.image_channels, *given.maps.shape[1:]))
         self.given, self.starts = given, windows.start
+        self.leads = np.asarray(given.about.leads)[windows.lead]
 
     def of(self, index: Rows) -> Array:
         """(n, channels, H, W)."""
-        return self.given.image(self.starts[index])
+        return self.given.image(self.starts[index], self.leads[index])
 
 
 def windows(record: Record, settings: DataSettings, name: str) -> Found:
-    """The increments of a record as data, split by time: held out are windows that lie wholly in its last share; between them and the
-    training windows nothing is used for as long as a window lasts.
+    """The departures of a record's windows as data, split by time: held out are windows that lie wholly in its last share; between them and the
+    training windows nothing is used for as long as a window lasts, from its oldest past field to what is forecast. The mean change of the
+    days before may be taken over days of the training part: they are past, and any forecast knows them.
 
     Raises: DataError where no window is left in one of the parts, or a lead does not fit the step.
     """
-    past, leads, step = settings.fields.past, settings.fields.leads, record.step
-    found = Windows(record, past, leads, name)
-    lasts = (past - 1) * step + round(leads[-1] * HOUR)
+    past, leads, days = settings.fields.past, settings.fields.leads, settings.fields.days
+    found = Windows(record, past, leads, days, name)
+    before = back(past, record.step, 0)
+    lasts = before + round(leads[-1] * HOUR)
     cut = boundary(record, settings.holdout, name)
-    early, late = record.seconds[found.start] - (past - 1) * step, record.seconds[found.target]
+    early, late = record.seconds[found.start] - before, record.seconds[found.target]
     gap = lasts if settings.holdout else 0
     keep = (late < cut - gap) | (early >= cut)
     for part in ("start", "target", "lead"):
@@ -193,15 +215,15 @@ def windows(record: Record, settings: DataSettings, name: str) -> Found:
     train = np.flatnonzero(record.seconds < cut - gap)
     about = with_statistics(record, train, np.flatnonzero(record.seconds >= cut))
     season = float(record.seconds[-1]) / 86_400 >= _SEASON
-    scales = _scales(record, found, ~held, len(leads))
-    about = replace(about, past=past, leads=leads, season=season, scales=tuple(float(one) for one in scales.flatten()))
+    about = replace(about, past=past, leads=leads, days=days, season=season)
+    about = replace(about, scales=_scales(Departures(Given(record, about), found), ~held))
     given = Given(record, about)
     cond: dict[str, Any] = {"image": Images(given, found), "vector": given.vector(found.start, np.asarray(leads)[found.lead])}
     return Found(
         name=name,
         kind="array",
-        samples=Increments(record, found, scales),
-        cond=cond | ({"mask": Present(record, found)} if about.gaps else {}),
+        samples=Departures(given, found),
+        cond=cond | ({"mask": Departures(given, found, there=True)} if about.gaps else {}),
         vector=vector_names(about),
         held=np.flatnonzero(held),
         notices=record.notices,
@@ -209,16 +231,18 @@ def windows(record: Record, settings: DataSettings, name: str) -> Found:
     )
 
 
-def _scales(record: Record, windows: Windows, train: NDArray[np.bool_], leads: int) -> Array:
-    """Root mean square of the training increments, (leads, C); DataError where there are none, or nothing ever changes."""
-    scales = np.empty((leads, record.values.shape[1]))
-    for lead in range(leads):
-        chosen = np.flatnonzero(train & (windows.lead == lead))
-        square, count = np.zeros(scales.shape[1]), np.zeros(scales.shape[1])
+def _scales(departures: Departures, train: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Root mean square of the training departures, lead by lead, channel by channel; DataError where there are none, or they are zero."""
+    about, scales = departures.given.about, list[float]()
+    for lead in range(len(about.leads)):
+        chosen = np.flatnonzero(train & (departures.windows.lead == lead))
+        square, count = np.zeros(len(about.names)), np.zeros(len(about.names))
         for part in np.array_split(chosen, -(-len(chosen) // 64) or 1):
-            gain = (record.values[windows.target[part]] - record.values[windows.start[part]]).astype(np.float64)
-            square, count = square + np.nansum(gain**2, axis=(0, 2, 3)), count + np.isfinite(gain).sum(axis=(0, 2, 3))
-        scales[lead] = np.sqrt(square / np.maximum(count, 1))
-    if not scales.all():
-        raise DataError(f"{record.about.names[int(np.argmin(scales.min(0)))]}: does not change within a lead, or has no training window there")
-    return scales.astype(np.float32)
+            raw = departures.raw(part).astype(np.float64)
+            square, count = square + np.nansum(raw**2, axis=(0, 2, 3)), count + np.isfinite(raw).sum(axis=(0, 2, 3))
+        root = np.sqrt(square / np.maximum(count, 1))
+        if not root.all():
+            name = about.names[int(np.argmin(root))]
+            raise DataError(f"{name}: never departs from what is expected at {about.leads[lead]:g} h, or has no training window there")
+        scales += root.tolist()
+    return tuple(scales)

@@ -35,17 +35,27 @@ class FieldSettings:
         default=0, metadata={"help": "of a file of fields: how many each forecast is given; 0: no forecasts, fields by themselves"}
     )
     leads: tuple[float, ...] = field(default=(1.0, 3.0, 6.0, 12.0), metadata={"help": "hours ahead that are forecast, with --past"})
+    days: int = field(
+        default=0,
+        metadata={
+            "help": "with --past: what is forecast departs from the mean change over the same hours of so many days before; 0: from no change"
+        },
+    )
 
     def problems(self) -> list[str]:
         """One sentence for each value that cannot be used."""
         found: list[str] = []
         if not _is_whole(self.past) or not 0 <= self.past <= 1000:
             found.append(f"past: got {self.past!r}; allowed is a whole number from 0 to 1000")
+        if not _is_whole(self.days) or not 0 <= self.days <= 1000:
+            found.append(f"days: got {self.days!r}; allowed is a whole number from 0 to 1000")
         leads = self.leads
         if not isinstance(leads, tuple | list) or not leads or not all(_is_number(lead) and lead > 0 for lead in leads):
             found.append(f"leads: got {leads!r}; allowed are hours above 0, such as 1,3,6,12")
         elif list(leads) != sorted(set(leads)):
             found.append(f"leads: got {leads!r}; give each once, rising")
+        elif self.days and max(leads) > 24:
+            found.append(f"leads: got {max(leads):g} h with days; the day before knows changes of up to 24 h")
         if self.variables is not None and not all(isinstance(name, str) and name.strip() for name in self.variables):
             found.append(f"variables: got {self.variables!r}; give names, or none for all")
         return found

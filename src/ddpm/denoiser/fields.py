@@ -20,7 +20,7 @@ class Axis:
 class Fields:
     """Fields (T, C, H, W) on a grid: a channel is a variable, or one level of it. Statistics are of the training part, per channel.
 
-    With `past` a sample is no field but an increment, (x(start + lead) - x(start)) / scale[lead, channel].
+    With `past` a sample is no field but a departure, (x(start + lead) - expected) / scale[lead, channel].
     """
 
     names: tuple[str, ...]  # of the channels: "t2m", or "t@850" where a variable has levels
@@ -39,13 +39,14 @@ class Fields:
     held: str = ""  # first time of the held-out part; "" where nothing is held out
     past: int = 0  # fields a forecast is given, the newest that of its start; 0: a sample is a field by itself
     leads: tuple[float, ...] = ()  # hours from the start to what is forecast
+    days: int = 0  # before the start, whose mean change over the same hours is expected again; 0: no change is
     season: bool = False  # whether a forecast is told the day of the year
     gaps: bool = False  # whether entries may be missing, and a forecast is told which
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    scales: tuple[float, ...] = ()  # of the increments, lead by lead, channel by channel
+    scales: tuple[float, ...] = ()  # of the departures, lead by lead, channel by channel
 
     def scale(self, lead: float) -> tuple[float, ...]:
-        """The root mean square of the increments at this lead, per channel, in their units."""
+        """The root mean square of the departures at this lead, per channel, in their units."""
         first = self.leads.index(lead) * len(self.names)
         return self.scales[first : first + len(self.names)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.data.fields import DAY, HOUR, Record, text
-from ddpm.data.forecast import Given, whole
+from ddpm.data.forecast import Given, back, whole
 from ddpm.denoiser.fields import Axis, Fields
 from ddpm.errors import ConfigError, DataError
 from ddpm.metrics import Ensemble, Scores, latitude_weights
@@ -39,7 +39,7 @@ def fits(record: Record, about: Fields, name: str) -> Record:
     if record.about.calendar != about.calendar:
         wrong.append(f"calendar: model: {about.calendar}, file: {record.about.calendar}")
     step = round(about.step * HOUR)
-    if about.past > 1 and record.step and step % record.step:
+    if (about.past > 1 or about.days) and record.step and step % record.step:
         wrong.append(f"step of time: model: {about.step:g} h, file: {record.step / HOUR:g} h")
     if wrong:
         raise DataError(f"{name} does not fit the model:\n  " + "\n  ".join(wrong))
@@ -58,12 +58,13 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
     """The rows that are asked for: times in ISO 8601 (a prefix will do), "last", or "held-out": what the model's training held out, each
     `every` hours. DataError for a time that is not there, or without the fields before it.
     """
-    good = whole(record, about.past, round(about.step * HOUR))
+    step = round(about.step * HOUR)
+    good = whole(record, about.past, step, about.days, about.leads)
     said = [text(time) for time in record.times]
     chosen: list[int] = []
     for want in asked:
         if want == HELD_OUT:
-            late = record.seconds - (about.past - 1) * round(about.step * HOUR)
+            late = record.seconds - back(about.past, step, 0)
             first = next((row for row, time in enumerate(said) if about.held and time >= about.held), None)
             if first is None:
                 raise DataError(f"{name}: no fields of the time the model's training held out ({about.held or 'nothing'} and later)")
@@ -75,7 +76,8 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
         if not found:
             raise DataError(f"{name}: no field at {want}; its times go from {said[0]} to {said[-1]}")
         if not good[found[0]]:
-            raise DataError(f"{name}: {said[found[0]]}: the {about.past - 1} fields before it, {about.step:g} h apart, are not all there")
+            needs = f"those of the last {back(about.past, step, about.days) / HOUR:g} h, {about.step:g} h apart"
+            raise DataError(f"{name}: {said[found[0]]}: not all fields before it are there; a forecast needs {needs}")
         chosen += found
     if not chosen:
         raise DataError(f"{name}: no start has the fields before it; use another --start")
@@ -112,10 +114,11 @@ def ensemble(
     for first in range(0, size, batch):
         case = np.arange(first, min(first + batch, size)) // members
         start, lead = rows[case // len(leads)], case % len(leads)
-        unlike, back = np.unique(start, return_inverse=True)
-        cond = {"image": torch.from_numpy(given.image(unlike)[back]), "vector": torch.from_numpy(given.vector(start, hours[lead]))}
-        gain = draw(first, len(case), cond).numpy()
-        out[first : first + len(case)] = record.values[start] + gain * scales[lead][:, :, None, None]
+        unlike, place = np.unique(case, return_index=True)
+        same = case - unlike[0]  # members of a case are given the same
+        image, expected = (make(start[place], hours[lead[place]])[same] for make in (given.image, given.expected))
+        cond = {"image": torch.from_numpy(image), "vector": torch.from_numpy(given.vector(start, hours[lead]))}
+        out[first : first + len(case)] = expected + draw(first, len(case), cond).numpy() * scales[lead][:, :, None, None]
         if progress is not None:
             progress(min(first + batch, size), size)
     return out.reshape(len(rows), len(leads), members, *shape)
