@@ -44,7 +44,9 @@ def figure(record: Record, about: Fields, seeds: list[dict[str, Any]], case: dic
             if name in ("truth", "mean", "spread", "error of the mean"):
                 above.colorbar(shown, ax=axis, fraction=0.05, pad=0.02).ax.tick_params(labelsize=6)
         axes[k][0].set_ylabel(f"+{lead:g} h", fontsize=9)
-    above.suptitle(f"{about.long_names[0] or about.names[0]} ({about.units[0]}), started {record.said(row)}, which training had not seen", fontsize=10)
+    above.suptitle(
+        f"{about.long_names[0] or about.names[0]} ({about.units[0]}), started {record.said(row)}, which training had not seen", fontsize=10
+    )
     _scores(below, about, seeds)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=100)

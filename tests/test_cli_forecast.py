@@ -11,6 +11,7 @@ import pytest
 
 xarray = pytest.importorskip("xarray")
 pytest.importorskip("h5netcdf")
+pytest.importorskip("h5py")
 
 import torch  # noqa: E402
 from field_files import dataset, written  # noqa: E402
@@ -116,7 +117,9 @@ def test_perfect_members_score_perfectly_and_the_day_before_is_expected(tmp_path
 
     calm = forecasting.ensemble(draw, record, about, rows, (6.0,), 2, batch=3)
     x = record.values
-    np.testing.assert_allclose(calm[0, 0, 1], x[rows[0]] + np.mean([x[rows[0] - 24 * j + 6] - x[rows[0] - 24 * j] for j in (1, 2)], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        calm[0, 0, 1], x[rows[0]] + np.mean([x[rows[0] - 24 * j + 6] - x[rows[0] - 24 * j] for j in (1, 2)], axis=0), rtol=1e-5
+    )
     real = np.stack([x[row + 6] for row in rows[:-1]])[:, None, None]
     found = forecasting.scores(record, about, rows[:-1], (6.0,), np.repeat(real, 2, axis=2))["6"]
     assert found["model"].crps == 0.0 and found["persistence"].mae > 1.0 and found["climatology"].members >= 5

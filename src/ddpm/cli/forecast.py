@@ -97,7 +97,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return drawing.draw(first, size, config.seed, {key: value.to(device) for key, value in cond.items()})
 
     with drawing.executing():
-        drawn = ensemble(draw, record, about, rows, leads, config.members, config.how.batch, lambda done, of: shown(done, of, "forecasting"))
+        drawn = ensemble(
+            draw, record, about, rows, leads, config.members, config.how.batch, lambda done, of: shown(done, of, "forecasting")
+        )
     notes = {"title": "ensemble forecast", "source": f"ddpm forecast {args.run_folder}, {drawing.told(config.seed)}", "data": path.name}
     written = [write(forecasts(record, about, rows, leads, drawn, {**notes, "model": str(drawing.document["sha256"])}), out)]
     print(f"{len(rows)} starts, {len(leads)} leads, {config.members} members each, by {drawing.told(config.seed)}{drawing.chosen}")

@@ -200,10 +200,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     drawing = ready(args.run_folder, config.how, typed, config.start)
     model, document = drawing.model, drawing.document
     fields = described(document, args.run_folder)
-    if output_format(config, model.shape, fields is not None) in ("nc", "zarr"):
-        from ddpm.data.fields import needed
+    kind = output_format(config, model.shape, fields is not None)
+    if kind in ("nc", "zarr"):
+        from ddpm.data.field_files import check_libraries
 
-        needed("xarray", "--format")
+        check_libraries(f".{kind}", "--format")
     refuse_image_models(args.run_folder, document["cond"]["image"])
     cond = conditions(config, drawing.names, document["vector"])
     cond = config.start.told(cond, config.classes, document["cond_dropout"])

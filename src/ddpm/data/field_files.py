@@ -16,17 +16,22 @@ from ddpm.data.fields import HOUR, Record, needed
 from ddpm.denoiser.fields import Axis, Fields
 from ddpm.errors import ConfigError, DiskError
 
-WRITTEN = {".nc": "h5netcdf", ".nc4": "h5netcdf", ".zarr": "zarr"}
+WRITTEN = {".nc": ("xarray", "h5netcdf", "h5py"), ".nc4": ("xarray", "h5netcdf", "h5py"), ".zarr": ("xarray", "zarr")}  # by what
 
 
 def check_output(path: Path, flag: str = "--out") -> None:
     """Before anything is drawn: ConfigError for a name of another kind or that is taken, MissingLibraryError for a missing library."""
     if path.suffix.lower() not in WRITTEN:
         raise ConfigError(f"{flag}: got {path}; fields are written as {', '.join(WRITTEN)}")
-    for library in ("xarray", WRITTEN[path.suffix.lower()]):
-        needed(library, flag)
+    check_libraries(path.suffix.lower(), flag)
     if path.exists():
         raise ConfigError(f"{flag}: {path} is there already; name another file")
+
+
+def check_libraries(ending: str, flag: str) -> None:
+    """MissingLibraryError for a library that writing ".nc" or ".zarr" needs and that is not installed."""
+    for library in WRITTEN[ending]:
+        needed(library, flag)
 
 
 def sampled(about: Fields, samples: NDArray[Any], notes: Mapping[str, str]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,7 +175,7 @@ def _open(path: Path) -> Any:
     name = path.suffix.lower()
     library = {".zarr": "zarr", ".nc": "h5netcdf", ".nc4": "h5netcdf"}.get(name, "cfgrib")
     options: dict[str, Any] = {"engine": library}
-    if name == ".nc" and path.is_file() and path.open("rb").read(3) == b"CDF":
+    if name == ".nc" and _begins(path, b"CDF"):
         library = options["engine"] = "scipy"  # the older format, NetCDF 3
     if library == "cfgrib":
         options["backend_kwargs"] = {"indexpath": ""}  # no index is left beside the data
@@ -181,18 +183,23 @@ def _open(path: Path) -> Any:
     needed(library, path)
     try:
         return xarray.open_dataset(path, **options)
-    except ImportError as error:  # cftime, of other calendars
-        raise _missing("cftime", path) from error
     except Exception as error:  # whatever its library trips on: a file may hold anything
-        if "cftime" in str(error):
-            raise _missing("cftime", path) from error
+        for further in ("cftime", "h5py", "eccodes"):  # of other calendars, and what h5netcdf and cfgrib stand on
+            if further in str(error) and importlib.util.find_spec(further) is None:
+                raise _missing(further, path) from error
         raise DataError(f"{path}: cannot be read as {name.removeprefix('.')}: {_first_line(error)}") from error
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
 
 
 def needed(library: str, path: Path | str) -> Any:
     """The library; MissingLibraryError where it is not installed."""
-    import importlib
-
     try:
         return importlib.import_module(library)
     except ImportError as error:
@@ -239,7 +246,9 @@ def _channels(array: Any, time: str, path: Path) -> tuple[NDArray[Any], list[str
     inner = [dim for dim in inner if array.sizes.get(dim, 1) > 1]
     wrong = [dim for dim in inner if not _is_vertical(array, dim)]
     if wrong or len(inner) > 1:
-        raise DataError(f"{path}: {array.name} has a further axis {(wrong or inner)[0]} ({array.sizes[(wrong or inner)[0]]}); choose one of it")
+        raise DataError(
+            f"{path}: {array.name} has a further axis {(wrong or inner)[0]} ({array.sizes[(wrong or inner)[0]]}); choose one of it"
+        )
     if array.dtype.kind not in "iuf":
         raise DataError(f"{path}: {array.name} is of type {array.dtype}; allowed are numbers")
     if not inner:

@@ -51,7 +51,9 @@ class Windows:
         step = record.step
         wrong = [f"{lead:g}" for lead in leads if round(lead * HOUR) % max(step, 1)]
         if wrong:
-            raise DataError(f"{name}: leads {', '.join(wrong)} h: no multiple of the step of its fields, {step / HOUR:g} h; choose such leads")
+            raise DataError(
+                f"{name}: leads {', '.join(wrong)} h: no multiple of the step of its fields, {step / HOUR:g} h; choose such leads"
+            )
         start = np.flatnonzero(whole(record, past, step, days, leads))
         targets = np.stack([record.row(record.seconds[start] + round(lead * HOUR)) for lead in leads], axis=1)
         place, self.lead = np.nonzero(targets >= 0)

@@ -71,7 +71,9 @@ class DataSettings:
 
     data: str = field(
         default="digits",
-        metadata={"help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, .nc/.zarr/.grib, hf:NAME"},
+        metadata={
+            "help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, .nc/.zarr/.grib, hf:NAME"
+        },
     )
     size: tuple[int, ...] | None = field(
         default=None, metadata={"help": "height and width pictures are resized to; one number means a square"}

@@ -64,7 +64,13 @@ class UNet(nn.Module):
         levels, circular = range(len(sizes)), config.padding == "periodic"
 
         def block(inputs: int, outputs: int, resize: str = "") -> ResidualBlock:
-            shared = {"groups": config.groups, "dropout": config.dropout, "film": config.film, "zero": config.zero_init, "circular": circular}
+            shared = {
+                "groups": config.groups,
+                "dropout": config.dropout,
+                "film": config.film,
+                "zero": config.zero_init,
+                "circular": circular,
+            }
             return ResidualBlock(axes, inputs, outputs, width, **shared, resize=resize)
 
         def attention(size: int) -> Attention:
