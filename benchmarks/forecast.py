@@ -178,7 +178,8 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     case = len(rows) // 2
     np.savez(folder / f"seed-{seed}.npz", members=drawn[case], point=points[case], row=rows[case])
     said = {
-        "seed": seed, "steps": steps, "regression_steps": made, "cpu_minutes": round(used / 60, 2), "sampling_minutes": round(sampling / 60, 2),
+        "seed": seed, "steps": steps, "regression_steps": made, "cpu_minutes": round(used / 60, 2),
+        "sampling_minutes": round(sampling / 60, 2),
         "parameters": count, "starts": len(rows), "members": args.members, "scores": as_json(found), "spectrum": power,
     }  # fmt: skip
     replace_text(folder / f"seed-{seed}.json", json.dumps(said) + "\n")

@@ -14,11 +14,11 @@ pytest.importorskip("h5netcdf")
 pytest.importorskip("h5py")
 
 import torch  # noqa: E402
-from field_files import dataset, written  # noqa: E402
 
 from ddpm.cli import main  # noqa: E402
 from ddpm.data.fields import read_record  # noqa: E402
 from ddpm.evaluation import forecasting  # noqa: E402
+from field_files import dataset, written  # noqa: E402
 
 SMALL = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1", "--network.attention", "1", "--steps", "3"]
 

@@ -13,8 +13,6 @@ xarray = pytest.importorskip("xarray")
 pytest.importorskip("h5netcdf")
 pytest.importorskip("h5py")
 
-from field_files import dataset, written  # noqa: E402
-
 from ddpm.data import DataSettings, open_data  # noqa: E402
 from ddpm.data import fields as reader  # noqa: E402
 from ddpm.data.field_files import check_output, sampled, write  # noqa: E402
@@ -23,6 +21,7 @@ from ddpm.data.forecast import circles, maps, vector_names  # noqa: E402
 from ddpm.data.settings import FieldSettings  # noqa: E402
 from ddpm.denoiser.fields import Fields  # noqa: E402
 from ddpm.errors import ConfigError, DataError, MissingLibraryError  # noqa: E402
+from field_files import dataset, written  # noqa: E402
 
 
 def settings(path: Path, holdout: float = 0.3, **fields: Any) -> DataSettings:

@@ -1,8 +1,8 @@
 """Forecasts as data: what is learned is the distribution of x(start + lead), given the fields up to the start.
 
-A sample is its departure from what is expected, x(start) + the mean of x(start + lead - 24 h j) - x(start - 24 h j) over the days j = 1, ...
-before (none: no change), over the root mean square of such departures at that lead, so that all leads weigh alike. The conditions are past
-fields and maps of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
+A sample is its departure from what is expected, x(start) + the mean over days j of x(start + lead - 24 h j) - x(start - 24 h j) (no days: no
+change), over the root mean square of such departures at that lead, so that all leads weigh alike. The conditions are past fields and maps
+of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
 """
 
 from __future__ import annotations
@@ -194,9 +194,10 @@ class Images(Lazy):
 
 
 def windows(record: Record, settings: DataSettings, name: str) -> Found:
-    """The departures of a record's windows as data, split by time: held out are windows that lie wholly in its last share; between them and the
-    training windows nothing is used for as long as a window lasts, from its oldest past field to what is forecast. The mean change of the
-    days before may be taken over days of the training part: they are past, and any forecast knows them.
+    """The departures of a record's windows as data, split by time: held out are those that lie wholly in its last share.
+
+    Between these and the training windows nothing is used for as long as a window lasts, from its oldest past field to what is forecast.
+    The mean change of the days before may be taken over days of the training part: they are past, and any forecast knows them.
 
     Raises: DataError where no window is left in one of the parts, or a lead does not fit the step.
     """

@@ -38,7 +38,7 @@ class FieldSettings:
     days: int = field(
         default=0,
         metadata={
-            "help": "with --past: what is forecast departs from the mean change over the same hours of so many days before; 0: from no change"
+            "help": "with --past: departures from the mean change over the same hours of so many days before are forecast; 0: changes"
         },
     )
 
@@ -72,7 +72,7 @@ class DataSettings:
     data: str = field(
         default="digits",
         metadata={
-            "help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, .nc/.zarr/.grib, hf:NAME"
+            "help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, .nc, .zarr, hf:NAME"
         },
     )
     size: tuple[int, ...] | None = field(

@@ -1,6 +1,6 @@
 """How good ensembles are: each a few fields drawn for one that came true. Sums over cases, so that shards add up to the whole.
 
-Reference: CRPS: Ferro, 2014, Q. J. R. Meteorol. Soc. 140, eq. 3 (fair); Zamo, Naveau, 2018, Math. Geosci. 50, section 2.2; spread and skill:
+Reference: CRPS: Ferro, 2014, Q. J. R. Meteorol. Soc. 140 (fair); Zamo, Naveau, 2018, Math. Geosci. 50, section 2.2; spread and skill:
 Fortin et al., 2014, J. Hydrometeorol. 15, eq. 15; ranks: Hamill, 2001, Mon. Weather Rev. 129.
 """
 

@@ -114,9 +114,7 @@ class UNetConfig:
         if not wrong:
             return []
         if self.fit:
-            return [
-                f"shape: the last axis of {tuple(shape)} is a circle (padding), which cannot be padded to a multiple of {factor}: {wrong[0]}"
-            ]
+            return [f"shape: the last axis of {tuple(shape)} is a circle, which cannot be padded to a multiple of {factor}: {wrong[0]}"]
         return [
             f"shape: UNet with {len(self.mults)} levels needs sizes divisible by {factor}; got {tuple(shape)}, "
             f"where not divisible: {', '.join(wrong)}. Resize or pad the data, or give `mults` fewer levels"
