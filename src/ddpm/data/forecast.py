@@ -1,8 +1,8 @@
 """Forecasts as data: what is learned is the distribution of x(start + lead), given the fields up to the start.
 
-A sample is its departure from what is expected, x(start) + the mean over days j of x(start + lead - 24 h j) - x(start - 24 h j) (no days: no
-change), over the root mean square of such departures at that lead, so that all leads weigh alike. The conditions are past fields and maps
-of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
+A sample is its departure from what is expected, over the root mean square of such departures at that lead, so that all leads weigh alike.
+Expected is x(start) + the mean over days j of x(start + lead - 24 h j) - x(start - 24 h j); without days, x(start). The conditions are past
+fields and maps of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ def open_data(settings: DataSettings, *, bad_files: Path | None = None) -> Datas
 
     `digits` is embedded; `hf:NAME` is a Hugging Face data set or a folder written by `save_to_disk`; a .npy, .npz or .safetensors file
     holds arrays; a .nc, .zarr or .grib file fields on a grid (see `fields`); a folder, .zip or .tar(.gz/.bz2/.xz) holds pictures, which are
-    read in place; a pattern such as `train-{000000..000127}.tar`, or a folder of tars, is data in shards. Shards, and folders, tars and Hugging Face data sets of pictures
-    larger than `memory_share`, stay in their files (see `demand`); what was found in them is kept (see `cache`) and not looked for again
-    while they do not change. Where pictures are unreadable the complete list is written to `bad_files`, if that is given.
+    read in place; a pattern such as `train-{000000..000127}.tar`, or a folder of tars, is data in shards. Shards, and folders, tars and
+    Hugging Face data sets of pictures larger than `memory_share`, stay in their files (see `demand`); what was found in them is kept (see
+    `cache`) and not looked for again while they do not change. Where pictures are unreadable the complete list is written to `bad_files`,
+    if that is given.
 
     Raises:
         ConfigError: settings out of range, or that do not apply to these data.
