@@ -186,6 +186,24 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     return said
 
 
+def begun(args: argparse.Namespace, steps: int = 0) -> int:
+    """The steps that an earlier call in this folder found to fit, 0 where there was none; or these, to be kept. Ends where that call asked
+    for something else, so that seeds of different settings do not mix.
+    """
+    place, asked = (
+        args.folder / "asked.json",
+        {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")},
+    )
+    if steps:
+        replace_text(place, json.dumps({**asked, "steps": steps}) + "\n")
+    if not place.is_file():
+        return 0
+    before = json.loads(place.read_text(encoding="utf-8"))
+    if wrong := [f"{key} {before[key]}, not {value}" for key, value in asked.items() if before[key] != value]:
+        sys.exit(f"{args.folder}: begun with {', '.join(wrong)}; give another --folder")
+    return before["steps"]
+
+
 def summary(seeds: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Means over the seeds, by lead and system."""
     out: dict[str, dict[str, dict[str, float]]] = {}
@@ -224,13 +242,15 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    setting, seeds, steps = Setting(args), list[dict[str, Any]](), 0
+    setting, seeds, steps = Setting(args), list[dict[str, Any]](), begun(args)
     for seed in range(args.seeds):
         place = args.folder / f"seed-{seed}.json"
         if place.is_file():
             seeds.append(json.loads(place.read_text(encoding="utf-8")))
             continue
-        steps = steps or fitting(args, setting.data, args.folder)
+        if not steps:
+            steps = fitting(args, setting.data, args.folder)
+            begun(args, steps)
         seeds.append(job(setting, seed, steps, args.folder))
     means = summary(seeds)
     print(f"\nmean of {len(seeds)} seeds, {seeds[0]['starts']} starts from {setting.about.held} on")
