@@ -111,7 +111,7 @@ class DataSettings:
         default=4, metadata={"help": "shards shuffled together in an epoch; few: nearly sequential reading, many: a better shuffle"}
     )
 
-    fields: FieldSettings = field(default=FieldSettings(), metadata={"flat": True})
+    fields: FieldSettings = field(default=FieldSettings(), metadata={"help": "of fields on a grid", "flat": True})
 
     def problems(self) -> list[str]:
         """One sentence for each value that cannot be used; empty when all is well."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, group_norm, three_taps
+from ddpm.networks.blocks import Attention, ResidualBlock, group_norm, three_taps
 from ddpm.networks.config import CondSpec, UNetConfig, nearest_sizes
 from ddpm.networks.embeddings import Cond, Embedding, with_fields
+from ddpm.networks.resampling import Downsample, Upsample
 
 
 class Level(nn.Module):
