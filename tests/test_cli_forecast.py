@@ -92,13 +92,13 @@ def test_fields_by_themselves_are_trained_on_and_drawn(home: Path, capsys: pytes
     run = str(home / "alone")
     assert main(["inspect", str(home / "x.nc")]) == 0
     assert "t2m (K)" in capsys.readouterr().out
-    words = ["--out", run, "--track", "none", "--no-monitor", "--threads", "1", "--preview", "0", "--batch", "8", "--network.fit"]
+    words = ["--out", run, "--track", "none", "--no-monitor", "--threads", "1", "--preview", "0", "--batch", "8", "--network", "unetconfig", "--network.fit"]
     assert main(["train", "--data", str(home / "x.nc"), *SMALL, *words]) == 0
     assert main(["sample", run, "--n", "2", "--steps", "2"]) == 0
     (path,) = (home / "alone" / "samples").rglob("*.nc")
     with xarray.open_dataset(path, engine="h5netcdf") as found:
         assert found.t2m.dims == ("sample", "latitude", "longitude") and found.t2m.attrs["units"] == "K"
-    assert forecast(home / "nothing") == 4
+    assert forecast(home, data="nothing.nc") == 2
     assert main(["forecast", run, "--data", str(home / "x.nc")]) == 2
     assert "this model makes no forecasts; train one with ddpm train --recipe forecast" in capsys.readouterr().err
 

@@ -148,7 +148,7 @@ def test_null_rows_are_learned_apart_from_the_rest() -> None:
 def test_fast_ways_equal_the_plain_one(
     config: UNetConfig | MLPConfig, shape: tuple[int, ...], enough: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "ENOUGH", enough)
+    monkeypatch.setattr(resampling, "ENOUGH", enough)
     network = settled(config.build(shape, 2, ALL)).eval()
     x, c_noise, cond = inputs(shape)
     cond["null"] = torch.tensor([False, False, True])

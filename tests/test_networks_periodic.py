@@ -71,7 +71,7 @@ def test_sizes_that_do_not_halve_are_padded_and_cut(shape: tuple[int, ...]) -> N
 
 
 def test_what_cannot_be_padded_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the last axis of \(1, 33, 49\) is a circle .* multiple of 4: 49 \(nearest: 48 or 52\)"):
+    with pytest.raises(ConfigError, match=r"the last axis of \(1, 33, 49\) is a circle, .* multiple of 4: 49 \(nearest: 48 or 52\)"):
         network((1, 33, 49), fit=True, padding="periodic")
     net = network((1, 33, 48), fit=True, padding="periodic")
     with pytest.raises(ConfigError, match=r"50 is not divisible by 4"):
