@@ -23,9 +23,10 @@ def figure(record: Record, about: Fields, seeds: list[dict[str, Any]], case: dic
 
     row, leads = int(case["row"]), about.leads
     drawing = plt.figure(figsize=(13.5, 2.15 * len(leads) + 3.8), layout="constrained")
-    above, below = drawing.subfigures(2, 1, height_ratios=[2.15 * len(leads), 3.6])
+    halves: Any = drawing.subfigures(2, 1, height_ratios=[2.15 * len(leads), 3.6])
+    above, below = halves
     columns = ["truth", *(f"member {k + 1}" for k in range(SHOWN)), "mean", "spread", "error of the mean"]
-    axes = above.subplots(len(leads), len(columns))
+    axes: Any = above.subplots(len(leads), len(columns))
     west, east = about.columns.values[0], about.columns.values[-1]
     south, north = about.rows.values[-1], about.rows.values[0]
     for k, lead in enumerate(leads):
@@ -38,7 +39,7 @@ def figure(record: Record, about: Fields, seeds: list[dict[str, Any]], case: dic
         panels += [(spread, 0.0, wide, "viridis"), (mean - real, -reach, reach, "RdBu_r")]
         for axis, name, (field, least, most, colours) in zip(axes[k], columns, panels, strict=True):
             shown = axis.imshow(field, vmin=least, vmax=most, cmap=colours, extent=(west, east, south, north), aspect="auto")
-            axis.set_xticks([]), axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if not k:
                 axis.set_title(name, fontsize=9)
             if name in ("truth", "mean", "spread", "error of the mean"):

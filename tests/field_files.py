@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray
+import xarray  # pyright: ignore[reportMissingImports]  (of an extra)
 
 
 def dataset(hours: int = 120, rows: int = 5, columns: int = 6, *, calendar: str = "standard", step: int = 1, **attributes: str) -> Any:

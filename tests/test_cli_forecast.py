@@ -92,7 +92,22 @@ def test_fields_by_themselves_are_trained_on_and_drawn(home: Path, capsys: pytes
     run = str(home / "alone")
     assert main(["inspect", str(home / "x.nc")]) == 0
     assert "t2m (K)" in capsys.readouterr().out
-    words = ["--out", run, "--track", "none", "--no-monitor", "--threads", "1", "--preview", "0", "--batch", "8", "--network", "unetconfig", "--network.fit"]
+    words = [
+        "--out",
+        run,
+        "--track",
+        "none",
+        "--no-monitor",
+        "--threads",
+        "1",
+        "--preview",
+        "0",
+        "--batch",
+        "8",
+        "--network",
+        "unetconfig",
+        "--network.fit",
+    ]
     assert main(["train", "--data", str(home / "x.nc"), *SMALL, *words]) == 0
     assert main(["sample", run, "--n", "2", "--steps", "2"]) == 0
     (path,) = (home / "alone" / "samples").rglob("*.nc")

@@ -72,6 +72,6 @@ def test_weights_are_cosines_and_shapes_are_checked() -> None:
     with pytest.raises(DataError, match=r"got shape \(2, 3\) for truths \(3,\)"):
         Ensemble.of(torch.zeros(2, 3), torch.zeros(3))
     with pytest.raises(DataError, match="3 and 4; only ensembles of one size"):
-        Ensemble.none(3) + Ensemble.none(4)
+        _ = Ensemble.none(3) + Ensemble.none(4)
     with pytest.raises(DataError, match="nothing was scored"):
         Ensemble.none(3).result()

@@ -62,8 +62,7 @@ def forecasts(record: Record, about: Fields, rows: NDArray[np.int64], leads: Seq
 
 def _dataset(about: Fields, front: tuple[str, ...], coordinates: dict[str, Any], values: NDArray[Any], notes: Mapping[str, str]) -> Any:
     """values (*front, C, H, W), the channels of a variable with levels put together again."""
-    import xarray
-
+    xarray = needed("xarray", "fields")
     for axis in (about.rows, about.columns):
         coordinates[axis.name] = (axis.name, np.asarray(axis.values), _attributes(axis))
     variables: dict[str, Any] = {}

@@ -222,11 +222,13 @@ def windows(record: Record, settings: DataSettings, name: str) -> Found:
     about = replace(about, scales=_scales(Departures(Given(record, about), found), ~held))
     given = Given(record, about)
     cond: dict[str, Any] = {"image": Images(given, found), "vector": given.vector(found.start, np.asarray(leads)[found.lead])}
+    if about.gaps:
+        cond["mask"] = Departures(given, found, there=True)
     return Found(
         name=name,
         kind="array",
         samples=Departures(given, found),
-        cond=cond | ({"mask": Departures(given, found, there=True)} if about.gaps else {}),
+        cond=cond,
         vector=vector_names(about),
         held=np.flatnonzero(held),
         notices=record.notices,

@@ -75,7 +75,8 @@ class Ensemble(NamedTuple):
             return NotImplemented
         if len(self.ranks) != len(other.ranks):
             raise DataError(f"members: {len(self.ranks) - 1} and {len(other.ranks) - 1}; only ensembles of one size add up")
-        return Ensemble(*(mine + its for mine, its in zip(self, other, strict=True)))
+        sums = [mine + its for mine, its in zip(self[:5], other[:5], strict=True)]
+        return Ensemble(sums[0], sums[1], sums[2], sums[3], sums[4], self.ranks + other.ranks)
 
     def result(self) -> Scores:
         """The scores of all that was seen; DataError where that is nothing."""

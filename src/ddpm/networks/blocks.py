@@ -115,7 +115,8 @@ def three_taps(axes: int, inputs: int, outputs: int, *, zero: bool = False, circ
     """A convolution that keeps the size, padded by zeros, or `circular`."""
     if not circular:
         return conv(axes, inputs, outputs, zero=zero)
-    return Circular(start(CONVOLUTIONS[axes - 1](inputs, outputs, 3, padding=(*[1] * (axes - 1), 0)), zero))
+    padding: Any = (*[1] * (axes - 1), 0)
+    return Circular(start(CONVOLUTIONS[axes - 1](inputs, outputs, 3, padding=padding), zero))
 
 
 def start(layer: Layer, zero: bool) -> Layer:
