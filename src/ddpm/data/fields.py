@@ -160,7 +160,7 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
     if infinite.any():
         raise DataError(f"{path}: infinite values at {text(when.values[int(np.argmax(infinite))])}; mark missing entries by NaN instead")
     seconds = _seconds(when.values, path)
-    whole = ~np.isnan(values).all(axis=(2, 3)).any(axis=1)
+    whole = ~np.isnan(values).all(axis=(2, 3)).any(axis=-1)
     lost = int((~whole).sum())
     if lost == len(values):
         raise DataError(f"{path}: every entry of some variable is missing, at all times")
