@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of training for each model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--members", type=int, default=50)
-    parser.add_argument("--calls", type=int, default=12, help="network calls for each member")
+    parser.add_argument("--calls", type=int, default=16, help="network calls for each member")
     parser.add_argument("--every", type=float, default=6.0, help="hours between two starts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
