@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.networks import NETWORKS, CondSpec, MLPConfig, UNetConfig, blocks
+from ddpm.networks import NETWORKS, CondSpec, MLPConfig, UNetConfig, blocks, resampling
 from ddpm.networks.blocks import reference
 
 SHAPES = [(2, 8), (3, 4, 8), (2, 2, 4, 6)]
@@ -148,7 +148,7 @@ def test_null_rows_are_learned_apart_from_the_rest() -> None:
 def test_fast_ways_equal_the_plain_one(
     config: UNetConfig | MLPConfig, shape: tuple[int, ...], enough: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "ENOUGH", enough)
+    monkeypatch.setattr(resampling, "ENOUGH", enough)
     network = settled(config.build(shape, 2, ALL)).eval()
     x, c_noise, cond = inputs(shape)
     cond["null"] = torch.tensor([False, False, True])
@@ -168,7 +168,7 @@ def test_fast_ways_equal_the_plain_one(
 
 def test_the_fast_ways_are_taken_and_reference_leaves_them(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    for module, name in ((blocks, "short_attention"), (blocks, "stretched"), (torch.nn.functional, "scaled_dot_product_attention")):
+    for module, name in ((blocks, "short_attention"), (resampling, "stretched"), (torch.nn.functional, "scaled_dot_product_attention")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, name=name, original=original: taken.append(name) or original(*given))
     network, x = TINY.build((1, 16, 16)), torch.zeros(4, 1, 16, 16)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.networks import MLPConfig, UNetConfig
-from ddpm.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, conv, group_norm
+from ddpm.networks.blocks import Attention, ResidualBlock, conv, group_norm
 from ddpm.networks.embeddings import sinusoidal
 from ddpm.networks.mlp import MLPBlock
+from ddpm.networks.resampling import Downsample, Upsample
 
 TINY = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,), dropout=0.0, groups=2)
 M = TypeVar("M", bound=nn.Module)

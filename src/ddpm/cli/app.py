@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": "what to train with on your data and machine, why, and what it will cost",
     "sample": "draw samples from a trained model",
     "interpolate": "show what lies between two samples, according to a trained model",
+    "forecast": "draw ensembles of the fields to come, and score them",
     "inpaint": "fill the missing part of a picture, in several ways that fit the rest",
     "distill": "make a student of a trained model, which draws in a few steps or one",
     "tune": "find the sampler and noise levels that suit a trained model best at so many network calls",

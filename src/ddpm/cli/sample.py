@@ -10,6 +10,7 @@ import hashlib
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from ddpm.cli.drawing import Ready
+    from ddpm.denoiser.fields import Fields
 
 HELP = """Draw samples from a trained model, with the settings it was trained with.
 
@@ -58,10 +60,10 @@ class SampleConfig:
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
-    format: Literal["auto", "png", "npz", "zip", "shards"] = setting(
+    format: Literal["auto", "png", "npz", "zip", "shards", "nc", "zarr"] = setting(
         "auto",
         "png: single pictures; zip: the same in one file; npz: one array file in the data's units; shards: tar files as WebDataset reads "
-        "them; auto: png for what is a picture, else npz",
+        "them; nc, zarr: fields on their grid; auto: png for what is a picture, nc for fields, else npz",
         group="output",
     )
     shard: int = setting(10_000, "samples of a shard", low=1, high=10_000_000, group="output")
@@ -74,8 +76,12 @@ def add(parser: Parser) -> None:
     add_flags(parser, SampleConfig, FAMILIES)
 
 
-def output_format(config: SampleConfig, shape: tuple[int, ...]) -> Literal["png", "npz", "zip", "shards"]:
-    """What samples of this shape are written as; ConfigError, before anything is drawn, for what they cannot be."""
+def output_format(config: SampleConfig, shape: tuple[int, ...], fields: bool = False) -> str:
+    """What samples of this shape are written as; ConfigError, before anything is drawn, for what they cannot be. fields: they are such."""
+    if config.format in ("nc", "zarr") or (config.format == "auto" and fields):
+        if not fields:
+            raise ConfigError(f"--format {config.format}: this model draws no fields on a grid; use --format npz")
+        return config.format if config.format != "auto" else "nc"
     picture = len(shape) == 3 and shape[0] in (1, 3)
     if config.format in ("png", "zip") and not picture:
         raise ConfigError(f"--format {config.format}: takes pictures of 1 or 3 channels, not {shape}; use --format npz or shards")
@@ -135,6 +141,19 @@ def vector_of(given: tuple[str, ...] | None, names: list[str]) -> list[float]:
     return [numbers[name] for name in names]
 
 
+def described(document: Mapping[str, Any], run: str) -> Fields | None:
+    """What config.json says of the fields a model draws, None where it draws none; ConfigError for one that draws increments."""
+    from ddpm.config import from_dict
+    from ddpm.denoiser.fields import Fields
+
+    if not document.get("fields"):
+        return None
+    about = from_dict(Fields, document["fields"], where="config.json")
+    if about.past:
+        raise ConfigError(f"{run}: forecasts fields from those before them; use ddpm forecast {run} --data FILE")
+    return about
+
+
 def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | None, folder: Path, start: torch.Tensor | None) -> list[Path]:
     """Walk up to 36 samples once more and keep the frames."""
     from ddpm.data.export import as_pictures, grid, save_film
@@ -163,12 +182,13 @@ class Output:
 
     def __init__(
         self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any,
-        given: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        given: tuple[NDArray[Any], NDArray[Any]] | None = None, fields: Fields | None = None,
     ) -> None:  # fmt: skip
         from ddpm.training.preview import limits
 
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
         self.given = given  # what samples were drawn from, in their units, and which of it each one was
+        self.fields = fields
         several = labels is not None and len(set(labels.tolist())) > 1
         self.folders = [names[label] for label in labels] if labels is not None and several else None
 
@@ -176,7 +196,7 @@ class Output:
         """Single pictures of the samples that begin with number `first`, where the format asks for them."""
         from ddpm.data.export import save_pngs
 
-        if output_format(self.config, drawn.shape[1:]) == "png":
+        if output_format(self.config, drawn.shape[1:], self.fields is not None) == "png":
             inner = None if self.folders is None else self.folders[first : first + len(drawn)]
             save_pngs(drawn, self.limits, self.folder, inner, first)
 
@@ -186,7 +206,7 @@ class Output:
         from ddpm.data.export import as_pictures, grid, save_npz, save_picture
 
         n, labels, shape = self.config.n, self.labels, drawn.shape
-        kind, written = output_format(self.config, shape), [self.folder]
+        kind, written = output_format(self.config, shape, self.fields is not None), [self.folder]
         if kind == "npz":
             sides = "x".join(map(str, (n, *shape[1:], shape[0])))
             written = [save_npz(drawn.all(), labels, self.folder / f"samples_{sides}.npz")]
@@ -194,6 +214,11 @@ class Output:
             written = [save_zip(drawn.parts(), self.limits, labels, self.folder / f"samples_{n}.zip")]
         elif kind == "shards":
             written = save_shards(drawn.parts(), self.limits, labels, self.folder, self.config.shard)
+        elif self.fields is not None and kind in ("nc", "zarr"):
+            from ddpm.data.field_files import sampled, write
+
+            notes = {"title": "samples of fields", "source": f"ddpm sample, seed {self.config.seed}"}
+            written = [write(sampled(self.fields, drawn.all(), notes), self.folder / f"samples_{n}.{kind}")]
         if self.given is not None:
             return [*written, save_picture(self._beside(drawn, *self.given), self.folder / "grid.png")]
         classes = len(set(labels.tolist())) if labels is not None else 0
@@ -224,7 +249,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(SampleConfig, [typed], FAMILIES)
     drawing = ready(args.run_folder, config.how, typed, config.start)
     model, document = drawing.model, drawing.document
-    output_format(config, model.shape)
+    fields = described(document, args.run_folder)
+    kind = output_format(config, model.shape, fields is not None)
+    if kind in ("nc", "zarr"):
+        from ddpm.data.field_files import check_libraries
+
+        check_libraries(f".{kind}", "--format")
     cond = conditions(config, drawing.names, document["vector"])
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
     dealt: Dealt | None = config.given.deal(config.n, model, document, args.run_folder)
@@ -242,7 +272,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
     images = None if dealt is None else dealt.shown(model)
     shown_beside = None if dealt is None or images is None else (images, dealt.which.numpy())
-    output = Output(config, drawn.folder, labels, drawing.names, model.codec, shown_beside)
+    output = Output(config, drawn.folder, labels, drawing.names, model.codec, shown_beside, fields)
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)

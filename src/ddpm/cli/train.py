@@ -26,6 +26,7 @@ HELP = """Train a diffusion model. The same command again resumes where it stopp
   ddpm train                                            the bundled digits, a first run in minutes
   ddpm train --data photos/ --size 64 --crop centre     a folder of pictures; sub-folders are classes
   ddpm train --data cifar10.tar.xz --recipe cifar10-ho  Ho's CIFAR-10 network and settings
+  ddpm train --data march.grib --recipe forecast        fields of the next hours, given the past ones
   ddpm train --schedule linear --parameterization eps   any piece by name; --help-all lists their own settings
   ddpm train --config my.toml --steps 50000             settings from files, flags win
   ddpm train --data photos/ --size 64 --processes 4     on four devices of this machine; torchrun ... -m ddpm train for more
@@ -72,8 +73,10 @@ def settings(args: argparse.Namespace, extra: list[str]) -> TrainConfig:
     return resolve(TrainConfig, layers(args, extra), FAMILIES)
 
 
-def next_command(run: str, denoiser: NetworkDenoiser) -> str:
+def next_command(run: str, denoiser: NetworkDenoiser, data: DataSettings) -> str:
     """What to type now: sampling, with the condition it needs."""
+    if data.fields.past:
+        return f"ddpm forecast {run} --data {shlex.quote(data.data)} --start held-out --score"
     vector = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
     given = " --given held-out" if "image" in denoiser.conditions else ""
     return f"ddpm sample {run} --n 64 --seed 1{vector}{given}"
@@ -121,5 +124,5 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if pictures and pictures[-1].stem == latest_name(finished.run):
             print(f"samples: {pictures[-1]}")
         print(f"model card: {finished.run / 'README.md'}")
-        print(f"next: {next_command(shlex.quote(str(finished.run)), finished.denoiser)}")
+        print(f"next: {next_command(shlex.quote(str(finished.run)), finished.denoiser, config.data)}")
     return finished.code

@@ -69,6 +69,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         notices=(*found.notices, *_leaks(digests, train, held)),
         fingerprint=_fingerprint(found, digests),
         normalise=chosen,
+        fields=found.fields,
     )
     return card, row_keys(digests, found.cond, found.classes)
 

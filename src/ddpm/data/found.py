@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.dataset import Named, Samples
+from ddpm.denoiser.fields import Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +28,4 @@ class Found:
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     names: Named | None = None  # the file of each row, where the samples are in memory
+    fields: Fields | None = None  # of fields on a grid

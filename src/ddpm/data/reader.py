@@ -14,6 +14,7 @@ from ddpm.data.arrays import SUFFIXES, found_arrays, read_arrays
 from ddpm.data.beside import with_beside
 from ddpm.data.dataset import Dataset
 from ddpm.data.doctor import check_conditions, examine
+from ddpm.data.fields import is_fields, read_fields, refuse_field_settings
 from ddpm.data.found import Found
 from ddpm.data.settings import DataSettings, Layout, Normalise
 from ddpm.data.split import split
@@ -27,10 +28,11 @@ def open_data(settings: DataSettings, *, bad_files: Path | None = None) -> Datas
     """Reads the data named by `settings.data`, checks all of them, and returns them with their card.
 
     `digits` is embedded; `hf:NAME` is a Hugging Face data set or a folder written by `save_to_disk`; a .npy, .npz or .safetensors file
-    holds arrays; a folder, .zip or .tar(.gz/.bz2/.xz) holds pictures, which are read in place; a pattern such as
-    `train-{000000..000127}.tar`, or a folder of tars, is data in shards. Shards, and folders, tars and Hugging Face data sets of pictures
-    larger than `memory_share`, stay in their files (see `demand`); what was found in them is kept (see `cache`) and not looked for again
-    while they do not change. Where pictures are unreadable the complete list is written to `bad_files`, if that is given.
+    holds arrays; a .nc, .zarr or .grib file fields on a grid (see `fields`); a folder, .zip or .tar(.gz/.bz2/.xz) holds pictures, which are
+    read in place; a pattern such as `train-{000000..000127}.tar`, or a folder of tars, is data in shards. Shards, and folders, tars and
+    Hugging Face data sets of pictures larger than `memory_share`, stay in their files (see `demand`); what was found in them is kept (see
+    `cache`) and not looked for again while they do not change. Where pictures are unreadable the complete list is written to `bad_files`,
+    if that is given.
 
     Raises:
         ConfigError: settings out of range, or that do not apply to these data.
@@ -38,6 +40,8 @@ def open_data(settings: DataSettings, *, bad_files: Path | None = None) -> Datas
     """
     if problems := settings.problems():
         raise ConfigError.of(problems)
+    if settings.data.startswith(HUB) or not is_fields(Path(settings.data)):
+        refuse_field_settings(settings, settings.data)
     if settings.data == "digits":
         return finish(_read(settings, bad_files), settings)
     from ddpm.data.cache import Index
@@ -141,6 +145,8 @@ def _alone(settings: DataSettings, bad_files: Path | None) -> Found:
         return _without_picture_settings(read_arrays(path, settings.layout), settings)
     from ddpm.data.cifar import is_cifar, read_cifar
 
+    if is_fields(path):
+        return _without_picture_settings(read_fields(path, settings), settings)
     if is_cifar(path):
         return _without_picture_settings(read_cifar(path), settings)
     if is_saved(path):

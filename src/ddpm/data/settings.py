@@ -25,6 +25,43 @@ _COLOURS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class FieldSettings:
+    """Of fields on a grid (NetCDF, Zarr, GRIB): which variables, and what is forecast from what."""
+
+    variables: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "of a file of fields: the variables to read, such as t2m,u10; none: all on the same grid"}
+    )
+    past: int = field(
+        default=0, metadata={"help": "of a file of fields: how many each forecast is given; 0: no forecasts, fields by themselves"}
+    )
+    leads: tuple[float, ...] = field(default=(1.0, 3.0, 6.0, 12.0), metadata={"help": "hours ahead that are forecast, with --past"})
+    days: int = field(
+        default=0,
+        metadata={
+            "help": "with --past: departures from the mean change over the same hours of so many days before are forecast; 0: changes"
+        },
+    )
+
+    def problems(self) -> list[str]:
+        """One sentence for each value that cannot be used."""
+        found: list[str] = []
+        if not _is_whole(self.past) or not 0 <= self.past <= 1000:
+            found.append(f"past: got {self.past!r}; allowed is a whole number from 0 to 1000")
+        if not _is_whole(self.days) or not 0 <= self.days <= 1000:
+            found.append(f"days: got {self.days!r}; allowed is a whole number from 0 to 1000")
+        leads = self.leads
+        if not isinstance(leads, tuple | list) or not leads or not all(_is_number(lead) and lead > 0 for lead in leads):
+            found.append(f"leads: got {leads!r}; allowed are hours above 0, such as 1,3,6,12")
+        elif list(leads) != sorted(set(leads)):
+            found.append(f"leads: got {leads!r}; give each once, rising")
+        elif self.days and max(leads) > 24:
+            found.append(f"leads: got {max(leads):g} h with days; the day before knows changes of up to 24 h")
+        if self.variables is not None and not all(isinstance(name, str) and name.strip() for name in self.variables):
+            found.append(f"variables: got {self.variables!r}; give names, or none for all")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which data to read, and how.
 
@@ -34,7 +71,9 @@ class DataSettings:
 
     data: str = field(
         default="digits",
-        metadata={"help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, hf:NAME"},
+        metadata={
+            "help": "digits, a folder, .zip or .tar(.gz/.xz) of pictures, shards-{0..9}.tar, .npy/.npz/.safetensors, .nc, .zarr, hf:NAME"
+        },
     )
     size: tuple[int, ...] | None = field(
         default=None, metadata={"help": "height and width pictures are resized to; one number means a square"}
@@ -79,9 +118,11 @@ class DataSettings:
         default=4, metadata={"help": "shards shuffled together in an epoch; few: nearly sequential reading, many: a better shuffle"}
     )
 
+    fields: FieldSettings = field(default=FieldSettings(), metadata={"help": "of fields on a grid", "flat": True})
+
     def problems(self) -> list[str]:
         """One sentence for each value that cannot be used; empty when all is well."""
-        found = [*self._wrong_numbers(), *self._wrong_size()]
+        found = [*self._wrong_numbers(), *self._wrong_size(), *self.fields.problems()]
         choices = {"crop": Crop, "normalise": Normalise, "on_bad_image": OnBadImage, "channels": Channels, "layout": Layout}
         for name, allowed in choices.items():
             value = getattr(self, name)

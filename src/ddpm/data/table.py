@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddpm.denoiser.card import Card
+    from ddpm.denoiser.fields import Fields
 
 _MOST_NAMES = 20
 _MOST_CHANNELS = 8
@@ -48,7 +49,26 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         facts.append(("image condition", f"{card.image_channels} channels"))
     if card.mask_channels:
         facts.append(("mask", f"{card.mask_channels} channels: entries may be missing; the statistics are of those that are there"))
+    if card.fields is not None:
+        facts += _fields(card.fields)
     return [*facts, ("fingerprint", card.fingerprint)]
+
+
+def _fields(about: Fields) -> list[tuple[str, str]]:
+    """Variables with their units, the grid, the times, and what is forecast."""
+    variables = [f"{name} ({unit})" if unit else name for name, unit in zip(about.names, about.units, strict=True)]
+    axes = [f"{axis.name} {axis.values[0]:g} .. {axis.values[-1]:g} {axis.units}".strip() for axis in (about.rows, about.columns)]
+    held = f"; held out from {about.held} on" if about.held else ""
+    said = [
+        ("fields", _some(tuple(variables))),
+        ("grid", "; ".join(axes)),
+        ("times", f"every {about.step:g} h ({about.calendar}), trained on {about.trained[0]} .. {about.trained[1]}{held}"),
+    ]
+    if about.past:
+        leads = ", ".join(f"{lead:g}" for lead in about.leads)
+        days = f" and the changes of {about.days} days" if about.days else ""
+        said.append(("forecasts", f"{leads} h ahead, given {about.past} fields{days}; statistics are of departures from what is expected"))
+    return said
 
 
 def _channels(card: Card) -> list[tuple[str, str]]:

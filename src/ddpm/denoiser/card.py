@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddpm.denoiser.fields import Fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -37,6 +39,8 @@ class Card:
     notices: tuple[str, ...] = ()  # conversions done, counted: "3 palette images converted to RGB"
     fingerprint: str = ""  # SHA-256 over the decoded samples and conditions, in order
     normalise: str = "range"  # "range": [low, high] (or bins) to [-1, 1]; "standard": zero mean, unit standard deviation per channel
+
+    fields: Fields | None = None  # of fields on a grid: their names, units, places and times
 
     @property
     def levels(self) -> int | None:

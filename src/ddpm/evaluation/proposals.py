@@ -35,7 +35,7 @@ def rounded(number: float) -> int:
 
 def network(card: Card, device: str) -> Choice:
     """Width by the number of samples and by whether there is an accelerator; levels and attention are those of `default_network`."""
-    train, usual = card.count - card.held_out, default_network(card.shape)
+    train, usual = card.count - card.held_out, default_network(card.shape, card.fields is not None)
     if isinstance(usual, MLPConfig):
         width = 128 if train < 1_000 else 512 if train > 100_000 else usual.width
         return Choice("network", replace(usual, width=width), f"{train:,} rows of {card.shape[0]} numbers")

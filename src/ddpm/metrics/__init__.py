@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddpm.metrics.ensemble import Ensemble, Scores, latitude_weights
 from ddpm.metrics.estimate import Estimate
 from ddpm.metrics.fields import channel_distances, spectrum, spectrum_distance
 from ddpm.metrics.frechet import Frechet, frechet
@@ -14,16 +15,19 @@ from ddpm.metrics.reconstruction import mean_psnr, psnr, ssim
 from ddpm.metrics.sliced import energy_distance, sliced_wasserstein
 
 __all__ = [
+    "Ensemble",
     "Estimate",
     "Frechet",
     "Manifold",
     "Memorisation",
     "Moments",
+    "Scores",
     "channel_distances",
     "energy_distance",
     "frechet",
     "inception_score",
     "kernel_distance",
+    "latitude_weights",
     "manifold",
     "mean_psnr",
     "memorisation",

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddpm.config import to_dict
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import Downsample, ResidualBlock, Upsample, conv, group_norm
+from ddpm.networks.blocks import ResidualBlock, conv, group_norm
 from ddpm.networks.config import AutoencoderConfig
+from ddpm.networks.resampling import Downsample, Upsample
 
 LEAST, MOST = -10.0, 5.0  # of log std: from far below what a latent of unit size can tell apart, to as good as nothing known
 

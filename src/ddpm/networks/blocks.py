@@ -5,7 +5,7 @@ Each part has a plain way and, where it pays, a fast one, which gives the same n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -17,11 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm.errors import ConfigError
 from ddpm.networks import fused
+from ddpm.networks.circle import Circular
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-ENOUGH = 256  # positions (batch times sizes) from which the transposed convolution pays for making its weights
 WIDE, LARGE = 16, 1024  # channels a group and positions a channel from which group norm is as quick on channels-last tensors
 SHORT = 1024  # positions up to which a whole table of attention weights is cheaper on the CPU than the fused kernel
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -112,6 +111,14 @@ def conv(axes: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int =
     return start(CONVOLUTIONS[axes - 1](inputs, outputs, kernel, stride=stride, padding=padding), zero)
 
 
+def three_taps(axes: int, inputs: int, outputs: int, *, zero: bool = False, circular: bool = False) -> Convolution | Circular:
+    """A convolution that keeps the size, padded by zeros, or `circular`."""
+    if not circular:
+        return conv(axes, inputs, outputs, zero=zero)
+    padding: Any = (*[1] * (axes - 1), 0)
+    return Circular(start(CONVOLUTIONS[axes - 1](inputs, outputs, 3, padding=padding), zero))
+
+
 def start(layer: Layer, zero: bool) -> Layer:
     """Biases at zero; weights at zero, or uniform in +-sqrt(6 / (fan_in + fan_out)).
 
@@ -162,54 +169,6 @@ def spread(embedding: Tensor, like: Tensor) -> Tensor:
     return embedding.view(*embedding.shape, *[1] * (like.ndim - 2))
 
 
-class Upsample(Part):
-    """Twice the size: each entry repeated, then a convolution with 3 taps an axis.
-
-    The fast way is one transposed convolution with stride 2 and 4 taps, `stretched(weight)`: the same sums, without multiplying each
-    repeated entry again (2D: 4/9 of the products). Used on the CPU, when the batch is large enough to pay for making the weights.
-    """
-
-    def __init__(self, axes: int, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(axes, channels, channels)
-
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x (B, C, *axes) to (B, C, *2 axes); the embedding is not used."""
-        if self.plain or x.device.type != "cpu" or x.numel() < ENOUGH * x.shape[1]:
-            return self.conv(repeat(x))
-        return TRANSPOSED[x.ndim - 3](x, stretched(self.conv.weight), self.conv.bias, stride=2, padding=1)
-
-    def packed(self) -> Callable[[Tensor], Tensor]:
-        """x -> the same in bfloat16, by a transposed convolution whose weight is made once; where nothing needs a gradient."""
-        bias = None if self.conv.bias is None else self.conv.bias.detach().bfloat16()
-        weight = stretched(self.conv.weight.detach()).bfloat16().contiguous()
-        return lambda x: TRANSPOSED[x.ndim - 3](x.bfloat16(), weight, bias, stride=2, padding=1)
-
-
-def stretched(weight: Tensor) -> Tensor:
-    """The weight (in, out, 4, ...) whose transposed convolution (stride 2, padding 1) equals repeating, then convolving with `weight`.
-
-    Along each axis (w0, w1, w2) becomes (w2, w1 + w2, w0 + w1, w0): output 2i + d, d = -1..2, meets input i through every tap that
-    lands on one of its two copies.
-    """
-    for axis in range(2, weight.ndim):
-        first, second, third = weight.split(1, dim=axis)
-        weight = torch.cat([third, second + third, first + second, first], dim=axis)
-    return weight.transpose(0, 1)
-
-
-class Downsample(Part):
-    """Half the size: a convolution with stride 2, padded by one zero at the end of each axis only."""
-
-    def __init__(self, axes: int, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(axes, channels, channels, stride=2, padding=0)
-
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x (B, C, *axes) to (B, C, *axes / 2); the embedding is not used."""
-        return self.conv(F.pad(x, (0, 1) * (x.ndim - 2)))
-
-
 def repeat(x: Tensor) -> Tensor:
     """Twice the size on every axis, each entry repeated."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -241,15 +200,16 @@ class ResidualBlock(Part):
         film: bool = False,
         zero: bool,
         resize: str = "",
+        circular: bool = False,
     ) -> None:
         super().__init__()
         self.film, self.dropout = film, dropout
         self.resize = {"": None, "down": pool, "up": repeat}[resize]
         self.norm1 = group_norm(inputs, groups)
-        self.conv1 = conv(axes, inputs, outputs)
+        self.conv1 = three_taps(axes, inputs, outputs, circular=circular)
         self.project = dense(width, 2 * outputs if film else outputs) if width else None
         self.norm2 = group_norm(outputs, groups)
-        self.conv2 = conv(axes, outputs, outputs, zero=zero)
+        self.conv2 = three_taps(axes, outputs, outputs, zero=zero, circular=circular)
         self.shortcut = conv(axes, inputs, outputs, kernel=1, padding=0) if inputs != outputs else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:

@@ -59,7 +59,8 @@ class CondSpec:
 class UNetConfig:
     """A U-Net for pictures, signals and volumes; the defaults are the CIFAR-10 network of Ho et al. (35,746,307 parameters at 3x32x32).
 
-    Sizes must be divisible by 2^(levels - 1), levels = len(mults). `build` raises ConfigError, listing everything wrong at once.
+    Sizes must be divisible by 2^(levels - 1), levels = len(mults), unless `fit` pads them. `build` raises ConfigError, listing everything
+    wrong at once.
 
     Reference: Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B; `film`, `heads` and `resample="block"`: Dhariwal, Nichol 2021,
     arXiv 2105.05233, section 3.
@@ -78,6 +79,10 @@ class UNetConfig:
     dropout: float = setting(0.1, "share of activations dropped before each block's last convolution", low=0.0, below=1.0)
     zero_init: bool = setting(True, "start the last layer of each branch, and the output, at exactly zero")
     groups: int = setting(32, "groups of a group norm; fewer where needed to divide the channels, 4 or more in each", low=1)
+    padding: Literal["zeros", "periodic"] = setting(
+        "zeros", "what convolutions see beyond the edges: zeros; or, along the last axis, its other end, as longitudes go round the Earth"
+    )
+    fit: bool = setting(False, "pad sizes that do not halve evenly by the values at their edges, and cut the result to size again")
 
     def problems(self, shape: Sequence[int] | None = None) -> list[str]:
         """Every value out of range, one sentence each, and where `shape` (C, *axes) is given, whether it fits; empty when all is well."""
@@ -106,13 +111,19 @@ class UNetConfig:
         if len(shape) not in (2, 3, 4) or min(shape) < 1:
             return [f"shape: UNet got {tuple(shape)}; it takes (C, L), (C, H, W) or (C, T, H, W), all >= 1. For a vector (F,) use MLP"]
         factor = 2 ** (len(self.mults) - 1)
-        wrong = [f"{size} (nearest: {nearest_sizes(size, factor)})" for size in shape[1:] if size % factor]
+        wrong = [f"{size} (nearest: {nearest_sizes(size, factor)})" for size in self.whole(shape[1:]) if size % factor]
         if not wrong:
             return []
+        if self.fit:
+            return [f"shape: the last axis of {tuple(shape)} is a circle, which cannot be padded to a multiple of {factor}: {wrong[0]}"]
         return [
             f"shape: UNet with {len(self.mults)} levels needs sizes divisible by {factor}; got {tuple(shape)}, "
             f"where not divisible: {', '.join(wrong)}. Resize or pad the data, or give `mults` fewer levels"
         ]
+
+    def whole(self, sizes: Sequence[int]) -> Sequence[int]:
+        """Those of the sizes (axes) that must be divisible by the down-sampling: all; with `fit` only that of a circle."""
+        return sizes if not self.fit else sizes[-1:] if self.padding == "periodic" else ()
 
     def build(self, shape: Sequence[int], out: int = 1, cond: CondSpec | None = None) -> UNet:
         """The network for samples of `shape` (C, *axes), returning (B, out * C, *axes); raises ConfigError naming all that does not fit."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import Attention, Downsample, ResidualBlock, Upsample, conv, group_norm
+from ddpm.networks.blocks import Attention, ResidualBlock, group_norm, three_taps
 from ddpm.networks.config import CondSpec, UNetConfig, nearest_sizes
 from ddpm.networks.embeddings import Cond, Embedding, with_fields
+from ddpm.networks.resampling import Downsample, Upsample
 
 
 class Level(nn.Module):
@@ -60,10 +62,16 @@ class UNet(nn.Module):
         self.config, self.shape, self.out, self.cond = config, shape, out, cond
         axes, width, base = len(shape) - 1, 4 * config.channels, config.channels
         sizes = [base * mult for mult in config.mults]
-        levels = range(len(sizes))
+        levels, circular = range(len(sizes)), config.padding == "periodic"
 
         def block(inputs: int, outputs: int, resize: str = "") -> ResidualBlock:
-            shared = {"groups": config.groups, "dropout": config.dropout, "film": config.film, "zero": config.zero_init}
+            shared = {
+                "groups": config.groups,
+                "dropout": config.dropout,
+                "film": config.film,
+                "zero": config.zero_init,
+                "circular": circular,
+            }
             return ResidualBlock(axes, inputs, outputs, width, **shared, resize=resize)
 
         def attention(size: int) -> Attention:
@@ -76,10 +84,10 @@ class UNet(nn.Module):
         def resample(size: int, way: str) -> nn.Module:
             if config.resample == "block":
                 return block(size, size, way)
-            return Downsample(axes, size) if way == "down" else Upsample(axes, size)
+            return (Downsample if way == "down" else Upsample)(axes, size, circular=circular)
 
         self.embed = Embedding(base, width, cond)
-        self.stem = conv(axes, shape[0] + cond.beside(shape[0]), base)
+        self.stem = three_taps(axes, shape[0] + cond.beside(shape[0]), base, circular=circular)
         made, here = [base], base
         self.down = nn.ModuleList()
         for level in levels:
@@ -99,33 +107,48 @@ class UNet(nn.Module):
             up.append(Level(blocks, attentions(level, config.blocks + 1), resample(here, "up") if level else None))
         self.up = nn.ModuleList(reversed(up))
         self.norm = group_norm(base * config.mults[0], config.groups)
-        self.head = conv(axes, base * config.mults[0], out * shape[0], zero=config.zero_init)
+        self.head = three_taps(axes, base * config.mults[0], out * shape[0], zero=config.zero_init, circular=circular)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         """x (B, C, *axes), c_noise (B,), cond as `CondSpec` says; returns (B, out * C, *axes) in x's precision.
 
-        The sizes may differ from those it was built for, if they are divisible by the down-sampling.
+        The sizes may differ from those it was built for, if they are divisible by the down-sampling, or the network is to `fit` them.
         Raises ConfigError for what does not fit.
         """
         self._check(x, c_noise)
         emb = F.silu(self.embed(c_noise, cond))
         layout = self.layout if x.ndim == 4 else torch.contiguous_format
-        x_in = with_fields(x, cond, self.cond).contiguous(memory_format=layout)
+        x_in, inner = fitted(with_fields(x, cond, self.cond), self.factor) if self.config.fit else (with_fields(x, cond, self.cond), ...)
+        x_in = x_in.contiguous(memory_format=layout)
         skips = [self.stem(x_in).contiguous(memory_format=layout)]  # a picture of one channel has both layouts at once: what follows, not
         for level in self.down:
             skips += level(skips[-1], emb)
         h = self.middle(skips[-1], emb)
         for level in reversed(self.up):
             h = level(h, emb, skips)[-1]
-        return self.head(self.norm(h, swish=True)).to(x.dtype)
+        return self.head(self.norm(h, swish=True))[inner].to(x.dtype)
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the smallest size is along each axis."""
+        return 2 ** (len(self.config.mults) - 1)
 
     def _check(self, x: Tensor, c_noise: Tensor) -> None:
-        factor = 2 ** (len(self.config.mults) - 1)
         if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
             raise ConfigError(f"UNet: got x of shape {tuple(x.shape)}; it was built for (B, {', '.join(map(str, self.shape))})")
         if c_noise.shape != x.shape[:1]:
             raise ConfigError(f"UNet: got c_noise of shape {tuple(c_noise.shape)}; it needs one number a sample, ({x.shape[0]},)")
-        for size in x.shape[2:]:
-            if size % factor:
-                near = nearest_sizes(size, factor)
-                raise ConfigError(f"UNet: got x of shape {tuple(x.shape)}; {size} is not divisible by {factor}, nearest: {near}")
+        for size in self.config.whole(x.shape[2:]):
+            if size % self.factor:
+                near = nearest_sizes(size, self.factor)
+                raise ConfigError(f"UNet: got x of shape {tuple(x.shape)}; {size} is not divisible by {self.factor}, nearest: {near}")
+
+
+def fitted(x: Tensor, factor: int) -> tuple[Tensor, tuple[EllipsisType | slice, ...]]:
+    """x (B, C, *axes) padded to sizes divisible by `factor`, by the values at its edges, evenly at both ends; and where x lies in it."""
+    short = [-size % factor for size in x.shape[2:]]
+    sides = [(missing // 2, missing - missing // 2) for missing in short]
+    inner = (..., *(slice(before, before + size) for (before, _), size in zip(sides, x.shape[2:], strict=True)))
+    if not any(short):
+        return x, inner
+    return F.pad(x, [side for pair in reversed(sides) for side in pair], mode="replicate"), inner

@@ -39,10 +39,15 @@ NetworkConfig = UNetConfig | MLPConfig
 TRICKS = ("x0", "augment", "guidance", "low", "mask")  # of CondSpec: what a sample is not asked for under
 
 
-def default_network(shape: tuple[int, ...]) -> NetworkConfig:
-    """MLP for vectors (F,); for (C, *axes) a U-Net with as many levels as the sizes allow, Ho's four at most, attention below the first."""
+def default_network(shape: tuple[int, ...], fit: bool = False) -> NetworkConfig:
+    """MLP for vectors (F,); for (C, *axes) a U-Net with as many levels as the sizes allow, Ho's four at most, attention below the first.
+    fit: for fields on a grid, whose sizes nobody chose; uneven ones are padded.
+    """
     if len(shape) == 1:
         return MLPConfig()
+    if fit:
+        levels = 1 + sum(min(shape[1:]) >= 4 * 2**level for level in (1, 2, 3))
+        return UNetConfig(channels=64, mults=(1, 2, 2, 2)[:levels], attention=(levels - 1,), fit=True)
     levels = 1
     while levels < 4 and all(size % 2**levels == 0 and size // 2**levels >= 4 for size in shape[1:]):
         levels += 1
@@ -73,7 +78,7 @@ def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConf
         config = replace(config, loss=replace(loss, weighting=replace(loss.weighting, sigma_data=card.sigma_data)))
     return replace(
         config,
-        network=None if own else config.network or default_network(card.shape),
+        network=None if own else config.network or default_network(card.shape, card.fields is not None),
         clock=config.clock or default_clock(config.schedule),
     )
 
@@ -133,6 +138,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
         **({"given": to_dict(denoiser.given, named=True)} if denoiser.given is not None else {}),
         **_below(denoiser.base),
+        **({"fields": to_dict(card.fields)} if card.fields is not None else {}),
     }
 
 

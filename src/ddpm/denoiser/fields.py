@@ -1,0 +1,52 @@
+"""What a model keeps of the fields it was trained on: names, units, places and times, and what turns its samples into fields again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A coordinate of the fields: its name and attributes, and where its entries lie."""
+
+    name: str
+    values: tuple[float, ...]
+    units: str = ""
+    standard_name: str = ""
+    long_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Fields (T, C, H, W) on a grid: a channel is a variable, or one level of it. Statistics are of the training part, per channel.
+
+    With `past` a sample is no field but a departure, (x(start + lead) - expected) / scale[lead, channel].
+    """
+
+    names: tuple[str, ...]  # of the channels: "t2m", or "t@850" where a variable has levels
+    variables: tuple[str, ...]  # the variable of each channel, as its file calls it
+    levels: tuple[str, ...]  # its level, "" where it has none
+    units: tuple[str, ...]
+    standard_names: tuple[str, ...]
+    long_names: tuple[str, ...]
+    rows: Axis
+    columns: Axis
+    level: str = ""  # name of the vertical axis
+    time: str = "time"  # name of the axis of time
+    calendar: str = "standard"
+    step: float = 1.0  # hours between two fields
+    trained: tuple[str, str] = ("", "")  # first and last time of the training part
+    held: str = ""  # first time of the held-out part; "" where nothing is held out
+    past: int = 0  # fields a forecast is given, the newest that of its start; 0: a sample is a field by itself
+    leads: tuple[float, ...] = ()  # hours from the start to what is forecast
+    days: int = 0  # before the start, whose mean change over the same hours is expected again; 0: no change is
+    season: bool = False  # whether a forecast is told the day of the year
+    gaps: bool = False  # whether entries may be missing, and a forecast is told which
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()  # of the departures, lead by lead, channel by channel
+
+    def scale(self, lead: float) -> tuple[float, ...]:
+        """The root mean square of the departures at this lead, per channel, in their units."""
+        first = self.leads.index(lead) * len(self.names)
+        return self.scales[first : first + len(self.names)]

@@ -1,0 +1,194 @@
+"""Ensemble forecasts of fields by a trained model, and how good they are beside persistence and climatology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.data.fields import DAY, HOUR, Record, text
+from ddpm.data.forecast import Context, back, whole
+from ddpm.denoiser.fields import Axis, Fields
+from ddpm.errors import ConfigError, DataError
+from ddpm.metrics import Ensemble, Scores, latitude_weights
+
+Rows = NDArray[np.int64]
+Draw = Callable[[int, int, dict[str, Tensor]], Tensor]
+HELD_OUT = "held-out"
+
+
+def fits(record: Record, about: Fields, name: str) -> Record:
+    """The record, where it holds what the model's description says: variables, levels, units, grid, calendar and step of time.
+
+    Raises: DataError listing everything that does not fit.
+    """
+    wrong: list[str] = []
+    if record.about.names != about.names:
+        wrong.append(f"variables: model: {', '.join(about.names)}, file: {', '.join(record.about.names)}")
+    for channel, unit in zip(about.names, about.units, strict=True):
+        its = dict(zip(record.about.names, record.about.units, strict=True)).get(channel, unit)
+        if its != unit:
+            wrong.append(f"units of {channel}: model: {unit or 'none'}, file: {its or 'none'}; convert first")
+    for mine, its in ((about.rows, record.about.rows), (about.columns, record.about.columns)):
+        if not _same(mine, its):
+            wrong.append(f"{mine.name}: model: {_told(mine)}, file: {_told(its)}; bring the fields to the model's grid")
+    if record.about.calendar != about.calendar:
+        wrong.append(f"calendar: model: {about.calendar}, file: {record.about.calendar}")
+    step = round(about.step * HOUR)
+    if (about.past > 1 or about.days) and record.step and step % record.step:
+        wrong.append(f"step of time: model: {about.step:g} h, file: {record.step / HOUR:g} h")
+    if wrong:
+        raise DataError(f"{name} does not fit the model:\n  " + "\n  ".join(wrong))
+    return record
+
+
+def _same(mine: Axis, its: Axis) -> bool:
+    return len(mine.values) == len(its.values) and bool(np.allclose(mine.values, its.values, rtol=1e-5, atol=1e-5))
+
+
+def _told(axis: Axis) -> str:
+    return f"{len(axis.values)} from {axis.values[0]:g} to {axis.values[-1]:g}"
+
+
+def starts(record: Record, about: Fields, asked: Sequence[str], every: float, name: str) -> Rows:
+    """The rows that are asked for: times in ISO 8601 (a prefix will do), "last", or "held-out": what the model's training held out, each
+    `every` hours. DataError for a time that is not there, or without the fields before it.
+    """
+    step = round(about.step * HOUR)
+    good = whole(record, about.past, step, about.days, about.leads)
+    said = [text(time) for time in record.times]
+    chosen: list[int] = []
+    for want in asked:
+        if want == HELD_OUT:
+            late = record.seconds - back(about.past, step, 0)
+            first = next((row for row, time in enumerate(said) if about.held and time >= about.held), None)
+            if first is None:
+                raise DataError(f"{name}: no fields of the time the model's training held out ({about.held or 'nothing'} and later)")
+            on = (record.seconds - record.seconds[first]) % round(every * HOUR) == 0
+            chosen += np.flatnonzero(good & (late >= record.seconds[first]) & on).tolist()
+            continue
+        found = [row for row, time in enumerate(said) if want == "last" or time.startswith(want.replace(" ", "T"))]
+        found = found[-1:] if want == "last" else found[:1]
+        if not found:
+            raise DataError(f"{name}: no field at {want}; its times go from {said[0]} to {said[-1]}")
+        if not good[found[0]]:
+            needs = f"those of the last {back(about.past, step, about.days) / HOUR:g} h, {about.step:g} h apart"
+            raise DataError(f"{name}: {said[found[0]]}: not all fields before it are there; a forecast needs {needs}")
+        chosen += found
+    if not chosen:
+        raise DataError(f"{name}: no start has the fields before it; use another --start")
+    return np.unique(np.asarray(chosen, dtype=np.int64))
+
+
+def check_leads(about: Fields, asked: Sequence[float] | None) -> tuple[float, ...]:
+    """The leads to forecast; ConfigError for those the model was not trained on."""
+    leads = tuple(asked or about.leads)
+    if wrong := [f"{lead:g}" for lead in leads if lead not in about.leads]:
+        raise ConfigError(f"leads: got {', '.join(wrong)} h; this model knows {', '.join(f'{lead:g}' for lead in about.leads)} h")
+    return leads
+
+
+def ensemble(
+    draw: Draw,
+    record: Record,
+    about: Fields,
+    rows: Rows,
+    leads: Sequence[float],
+    members: int,
+    batch: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Members (S, L, M, C, H, W) in the units of the fields, for each start row (S,) and lead; NaN where the newest field has none.
+
+    draw(first, size, cond): so many samples in the model's units, the first being number `first`: number (s L + l) M + m is member m of
+    start s at lead l.
+    """
+    given, shape = Context(record, about), record.values.shape[1:]
+    size = len(rows) * len(leads) * members
+    out = np.empty((size, *shape), dtype=np.float32)
+    hours, scales = np.asarray(leads, dtype=np.float64), np.asarray([about.scale(lead) for lead in leads], dtype=np.float32)
+    for first in range(0, size, batch):
+        case = np.arange(first, min(first + batch, size)) // members
+        start, lead = rows[case // len(leads)], case % len(leads)
+        unlike, place = np.unique(case, return_index=True)
+        same = case - unlike[0]  # members of a case are given the same
+        image, expected = (make(start[place], hours[lead[place]])[same] for make in (given.image, given.expected))
+        cond = {"image": torch.from_numpy(image), "vector": torch.from_numpy(given.vector(start, hours[lead]))}
+        out[first : first + len(case)] = expected + draw(first, len(case), cond).numpy() * scales[lead][:, :, None, None]
+        if progress is not None:
+            progress(min(first + batch, size), size)
+    return out.reshape(len(rows), len(leads), members, *shape)
+
+
+def truth(record: Record, rows: Rows, lead: float) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """For which of the starts (S,) the field at this lead is there (S,), and those fields (n, C, H, W)."""
+    target = record.row(record.seconds[rows] + round(lead * HOUR))
+    return target >= 0, record.values[target[target >= 0]]
+
+
+def climatology(record: Record, about: Fields, hour: float) -> NDArray[np.float32]:
+    """Every field of the training part at this hour of the day, (days, C, H, W); none where the record does not hold that part."""
+    began, ended = about.trained
+    inside = [began <= text(time) <= ended for time in record.times]
+    return record.values[np.asarray(inside) & (np.abs(record.clock - hour) < 1e-6)]
+
+
+def area(about: Fields) -> Tensor:
+    """Weights of the rows (H, 1): cosines of latitudes; ones where the rows are none."""
+    axis = about.rows
+    latitudes = axis.units.startswith("degree") or axis.standard_name == "latitude" or axis.name.lower() in ("lat", "latitude")
+    values = torch.tensor(axis.values, dtype=torch.float64)
+    return latitude_weights(values) if latitudes and bool((values.abs() <= 90.0).all()) else torch.ones(len(values), 1, dtype=torch.float64)
+
+
+def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], drawn: NDArray[np.float32]) -> dict[str, dict[str, Scores]]:
+    """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (all training fields at that
+    hour of the day, as an ensemble), all of the starts whose truth is there; averages over area and variables in their own units.
+
+    drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
+    """
+    out: dict[str, dict[str, Scores]] = {}
+    for number, lead in enumerate(leads):
+        there, real = truth(record, rows, lead)
+        if not len(real):
+            continue
+        members = {"model": drawn[there, number], "persistence": record.values[rows[there]][:, None]}
+        out[f"{lead:g}"] = {name: _scored(some, real, about) for name, some in members.items()}
+        hours = (record.clock[rows[there]] + lead) % (DAY / HOUR)
+        usual = {hour: climatology(record, about, hour) for hour in np.unique(hours)}
+        least = min((len(some) for some in usual.values()), default=0)
+        if least > 1:
+            days = np.stack([usual[hour][:least] for hour in hours])
+            out[f"{lead:g}"]["climatology"] = _scored(days, real, about)
+    if not out:
+        raise DataError("score: the file has no field at any of the times that were forecast")
+    return out
+
+
+def _scored(members: NDArray[np.float32], real: NDArray[np.float32], about: Fields) -> Scores:
+    """Case by case, so that memory does not grow with them."""
+    total, weights = Ensemble.none(members.shape[1]), area(about)
+    for some, one in zip(members, real, strict=True):
+        known = np.isfinite(one) & np.isfinite(some).all(axis=0)
+        if known.any():
+            total += Ensemble.of(torch.from_numpy(some)[None], torch.from_numpy(one)[None], weights * torch.from_numpy(known))
+    return total.result()
+
+
+def table(found: dict[str, dict[str, Scores]], unit: str) -> str:
+    """The scores as lines of text."""
+    lines = [f"{'lead':>6s}  {'':12s} {'CRPS':>8s} {'MAE':>8s} {'RMSE':>8s} {'spread':>8s} {'ratio':>6s}   ({unit})"]
+    for lead, systems in found.items():
+        for name, one in systems.items():
+            ratio = f"{one.ratio:6.2f}" if one.members > 1 else f"{'-':>6s}"
+            lines.append(f"{lead:>4s} h  {name:12s} {one.crps:8.3f} {one.mae:8.3f} {one.rmse:8.3f} {one.spread:8.3f} {ratio}")
+    return "\n".join(lines)
+
+
+def as_json(found: dict[str, dict[str, Scores]]) -> dict[str, Any]:
+    """The scores as JSON holds them."""
+    return {lead: {name: one._asdict() for name, one in systems.items()} for lead, systems in found.items()}

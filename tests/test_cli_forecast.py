@@ -1,0 +1,155 @@
+"""`ddpm train --past` and `ddpm forecast`, end to end on a small file: what is written opens with xarray and says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+xarray = pytest.importorskip("xarray")
+pytest.importorskip("h5netcdf")
+pytest.importorskip("h5py")
+
+import torch  # noqa: E402
+
+from ddpm.cli import main  # noqa: E402
+from ddpm.data.fields import read_record  # noqa: E402
+from ddpm.evaluation import forecasting  # noqa: E402
+from field_files import dataset, written  # noqa: E402
+
+SMALL = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1", "--network.attention", "1", "--steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file and a run that forecasts 1 and 6 hours ahead."""
+    folder = tmp_path_factory.mktemp("forecast")
+    path = written(dataset(hours=240), folder / "x.nc")
+    words = ["train", "--data", str(path), "--recipe", "forecast", "--past", "1", "--days", "1", "--leads", "1,6", "--batch", "8", *SMALL]
+    assert main([*words, "--out", str(folder / "run"), "--track", "none", "--no-monitor", "--threads", "1"]) == 0
+    return folder
+
+
+def forecast(home: Path, *words: str, data: str = "x.nc") -> int:
+    return main(["forecast", str(home / "run"), "--data", str(home / data), "--steps", "2", "--members", "3", *words])
+
+
+def test_the_file_has_the_units_the_places_and_the_times(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = home / "all.nc"
+    assert forecast(home, "--start", "held-out", "--every", "12", "--score", "--out", str(out), "--batch", "5") == 0
+    assert "persistence" in capsys.readouterr().out
+    with xarray.open_dataset(out, engine="h5netcdf") as found, xarray.open_dataset(home / "x.nc", engine="h5netcdf") as given:
+        t2m = found.t2m
+        assert t2m.dims == ("time", "lead", "member", "latitude", "longitude") and t2m.shape[1:] == (2, 3, 5, 6)
+        assert t2m.attrs == {"units": "K", "standard_name": "air_temperature", "long_name": "2 metre temperature"}
+        assert found.lead.values.tolist() == [1.0, 6.0] and found.lead.attrs["units"] == "h"
+        assert (found.valid_time.values - found.time.values[:, None] == (found.lead.values * 3600).astype("timedelta64[s]")).all()
+        assert set(found.time.dt.hour.values.tolist()) == {0, 12} and (found.time >= np.datetime64("2019-03-09")).all()
+        np.testing.assert_array_equal(found.latitude.values, given.latitude.values)
+        assert 260.0 < float(t2m.min()) and float(t2m.max()) < 300.0
+    scores = json.loads(out.with_suffix(".scores.json").read_text())
+    assert scores.keys() == {"1", "6"} and scores["6"].keys() == {"model", "persistence", "climatology"}
+    assert len(scores["6"]["model"]["ranks"]) == 4 and scores["6"]["persistence"]["members"] == 1
+
+
+def test_a_sample_depends_on_its_number_alone_and_zarr_holds_the_same(home: Path) -> None:
+    pytest.importorskip("zarr")
+    words = ("--start", "2019-03-09T06", "--seed", "4")
+    assert forecast(home, *words, "--out", str(home / "a.zarr"), "--batch", "2") == 0
+    assert forecast(home, *words, "--out", str(home / "b.nc"), "--batch", "64") == 0
+    with xarray.open_dataset(home / "a.zarr", engine="zarr") as one, xarray.open_dataset(home / "b.nc", engine="h5netcdf") as two:
+        np.testing.assert_allclose(one.t2m.values, two.t2m.values, atol=1e-3)
+        assert not np.allclose(one.t2m.values[:, :, 0], one.t2m.values[:, :, 1], atol=1e-3)
+    assert forecast(home, "--leads", "6") == 0 and forecast(home, "--leads", "6") == 0
+    assert sorted(path.name for path in (home / "run" / "forecasts").iterdir()) == ["seed-0-2.nc", "seed-0.nc"]
+
+
+def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    celsius = dataset(hours=60, units="degC").isel(longitude=slice(1, None))
+    written(celsius, home / "celsius.nc")
+    assert forecast(home, data="celsius.nc") == 3
+    said = capsys.readouterr().err
+    assert "units of t2m: model: K, file: degC; convert first" in said and "longitude: model: 6 from -10 to 0, file: 5 from -8 to 0" in said
+    written(dataset(hours=60).rename(t2m="d2m"), home / "other.nc")
+    assert forecast(home, data="other.nc") == 3 and "no variable t2m; it has d2m" in capsys.readouterr().err
+    for words, message in (
+        (("--leads", "2"), "got 2 h; this model knows 1, 6 h"),
+        (("--start", "2020-01-01"), "no field at 2020-01-01; its times go from 2019-03-01T00:00:00 to 2019-03-10T23:00:00"),
+        (("--start", "2019-03-01T05"), "a forecast needs those of the last 24 h, 1 h apart"),
+        (("--out", "x.png"), "fields are written as .nc, .nc4, .zarr"),
+        (("--out", str(home / "x.nc")), "is there already"),
+    ):
+        assert forecast(home, *words) in (2, 3)
+        assert message in capsys.readouterr().err
+    assert main(["sample", str(home / "run")]) == 2
+    assert "use ddpm forecast" in capsys.readouterr().err
+
+
+def test_fields_by_themselves_are_trained_on_and_drawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(home / "alone")
+    assert main(["inspect", str(home / "x.nc")]) == 0
+    assert "t2m (K)" in capsys.readouterr().out
+    words = [
+        "--out",
+        run,
+        "--track",
+        "none",
+        "--no-monitor",
+        "--threads",
+        "1",
+        "--preview",
+        "0",
+        "--batch",
+        "8",
+        "--network",
+        "unetconfig",
+        "--network.fit",
+    ]
+    assert main(["train", "--data", str(home / "x.nc"), *SMALL, *words]) == 0
+    assert main(["sample", run, "--n", "2", "--steps", "2"]) == 0
+    (path,) = (home / "alone" / "samples").rglob("*.nc")
+    with xarray.open_dataset(path, engine="h5netcdf") as found:
+        assert found.t2m.dims == ("sample", "latitude", "longitude") and found.t2m.attrs["units"] == "K"
+    assert forecast(home, data="nothing.nc") == 2
+    assert main(["forecast", run, "--data", str(home / "x.nc")]) == 2
+    assert "this model makes no forecasts; train one with ddpm train --recipe forecast" in capsys.readouterr().err
+
+
+def test_other_calendars_reach_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("cftime")
+    from dataclasses import replace
+
+    from ddpm.data.field_files import forecasts, write
+
+    record = read_record(written(dataset(hours=80, calendar="noleap"), tmp_path / "x.nc"))
+    about = replace(record.about, past=1, leads=(3.0,))
+    drawn = record.values[40:42][:, None, None]
+    out = write(forecasts(record, about, np.array([40, 41]), (3.0,), drawn, {}), tmp_path / "out.nc")
+    with xarray.open_dataset(out, engine="h5netcdf") as found:
+        assert found.valid_time.values[0, 0].isoformat() == "2019-03-02T19:00:00" and found.time.dt.calendar == "noleap"
+
+
+def test_perfect_members_score_perfectly_and_the_day_before_is_expected(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    record = read_record(written(dataset(hours=200), tmp_path / "x.nc"))
+    about = replace(
+        record.about, past=1, leads=(6.0,), scales=(2.0,), days=2, mean=(280.0,), std=(2.0,), held="2019-03-07",
+        trained=("2019-03-01T00:00:00", "2019-03-06T00:00:00"),
+    )  # fmt: skip
+    rows = forecasting.starts(record, about, ["held-out"], 6.0, "x.nc")
+
+    def draw(first: int, size: int, cond: dict[str, Any]) -> torch.Tensor:
+        return torch.zeros(size, 1, 5, 6)
+
+    calm = forecasting.ensemble(draw, record, about, rows, (6.0,), 2, batch=3)
+    x = record.values
+    np.testing.assert_allclose(
+        calm[0, 0, 1], x[rows[0]] + np.mean([x[rows[0] - 24 * j + 6] - x[rows[0] - 24 * j] for j in (1, 2)], axis=0), rtol=1e-5
+    )
+    real = np.stack([x[row + 6] for row in rows[:-1]])[:, None, None]
+    found = forecasting.scores(record, about, rows[:-1], (6.0,), np.repeat(real, 2, axis=2))["6"]
+    assert found["model"].crps == 0.0 and found["persistence"].mae > 1.0 and found["climatology"].members >= 5
