@@ -29,10 +29,11 @@ Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
 
 
 class Part(nn.Module):
-    """A part with a fast way and a plain one; `plain` is set by `reference`, `again` by `checkpoint_activations`."""
+    """A part with a fast way and a plain one; `plain` is set by `reference`, `again` by `checkpoint_activations` where it is `repeatable`."""
 
     plain: bool = False
     again: bool = False
+    repeatable: bool = False
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         """The part's forward; with `again` nothing inside it is kept for the gradient, but computed once more when that is asked for."""
@@ -77,7 +78,7 @@ def checkpoint_activations(network: nn.Module, wanted: bool) -> None:
     Reference: Chen, Xu, Zhang, Guestrin 2016, arXiv 1604.06174.
     """
     for part in checkpointable(network) if wanted else network.modules():
-        if isinstance(part, ResidualBlock | Attention):
+        if isinstance(part, Part) and part.repeatable:
             part.again = wanted
 
 
@@ -96,7 +97,7 @@ def checkpointed(network: nn.Module, wanted: bool) -> Iterator[None]:
 
 def checkpointable(network: nn.Module) -> list[nn.Module]:
     """The parts that can be computed twice; ConfigError where there are none."""
-    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, ResidualBlock | Attention)]
+    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, Part) and part.repeatable]
     if not parts:
         raise ConfigError(f"gradient_checkpointing: {type(network).__name__} has no blocks it could be done for; it is for the UNet")
     return parts
@@ -229,6 +230,8 @@ class ResidualBlock(Part):
     Reference: Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal, Nichol 2021, arXiv 2105.05233, section 3 (`film`, `resize`).
     """
 
+    repeatable = True
+
     def __init__(
         self,
         axes: int,
@@ -279,6 +282,8 @@ class Attention(Part):
     Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; placed as in Ho et al. 2020, arXiv 2006.11239, appendix B.
     """
 
+    repeatable = True
+
     def __init__(self, channels: int, heads: int, *, groups: int, zero: bool) -> None:
         super().__init__()
         self.heads = heads
@@ -302,9 +307,10 @@ class Attention(Part):
         return x + self.proj(h).transpose(1, 2).view_as(x)
 
 
-def spelled_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), operation by operation."""
-    return torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
+def spelled_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), over the keys that are `seen`, operation by operation."""
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    return torch.softmax(scores if seen is None else scores.masked_fill(~seen, -torch.inf), dim=-1) @ v
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
