@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawing import FAMILIES, How, ready, shown
 from ddpm.cli.drawn import Drawn, rank
+from ddpm.cli.prompting import Prompting, quoted
 from ddpm.cli.starting import Starting, refuse_image_models
 from ddpm.config import Parser, add_flags, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
@@ -29,6 +31,7 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
 
   ddpm sample runs/digits                            64 samples: a grid, and what --format says
   ddpm sample runs/digits --classes 3,7 --guidance 2 --n 20
+  ddpm sample runs/scenes --prompt "a three above a seven" --guidance 2 --n 16     a model trained with --text
   ddpm sample runs/digits --sampler ancestral --steps 1000
   ddpm sample runs/digits --format npz --n 10000 --out samples/      stopped, the same command continues
   torchrun --nproc-per-node 4 -m ddpm sample runs/digits --n 50000   each process draws its share, the result is the same
@@ -45,6 +48,7 @@ class SampleConfig:
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     classes: tuple[str, ...] | None = setting(None, "class names to draw, such as 3,7; none: all in turn", group="what")
     vector: tuple[float, ...] | None = setting(None, "the vector condition, where the model has one", group="what")
+    ask: Prompting = setting(Prompting(), "", flat=True)
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
@@ -127,9 +131,12 @@ def film(ready: Ready, config: SampleConfig, cond: dict[str, torch.Tensor] | Non
 class Output:
     """What a call writes: single pictures batch by batch; archives, the grid and the manifest at the end."""
 
-    def __init__(self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any) -> None:
+    def __init__(
+        self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any, texts: list[str]
+    ) -> None:
         from ddpm.training.preview import limits
 
+        self.texts = texts
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
         several = labels is not None and len(set(labels.tolist())) > 1
         self.folders = [names[label] for label in labels] if labels is not None and several else None
@@ -156,7 +163,8 @@ class Output:
             written = [save_zip(drawn.parts(), self.limits, labels, self.folder / f"samples_{n}.zip")]
         elif kind == "shards":
             written = save_shards(drawn.parts(), self.limits, labels, self.folder, self.config.shard)
-        classes = len(set(labels.tolist())) if labels is not None else 0
+        written += self._prompts(kind)
+        classes = len(set(labels.tolist() if labels is not None else self.texts))
         columns = n // classes if classes and n <= 400 and n % classes == 0 else None
         numbers = range(0, n, 1 if columns else max(1, n // 100))
         pictures = as_pictures(drawn.some(list(numbers if columns else numbers[:100])))
@@ -164,6 +172,18 @@ class Output:
             sheet = grid(pictures, self.limits, columns=columns if columns and columns > 1 else None)
             written.append(save_picture(sheet, self.folder / "grid.png"))
         return written
+
+    def _prompts(self, kind: str) -> list[Path]:
+        """The prompt of each sample: beside pictures as a labels file, so that `--data` reads them with their captions."""
+        if not self.texts:
+            return []
+        inner = ["" if self.folders is None else f"{name}/" for name in self.folders or self.texts]
+        rows = [{"file_name": f"{place}{i:06d}.png", "text": text} for i, (place, text) in enumerate(zip(inner, self.texts, strict=True))]
+        if kind != "png":
+            rows = [{"sample": i, "text": text} for i, text in enumerate(self.texts)]
+        path = self.folder / ("metadata.jsonl" if kind == "png" else "prompts.jsonl")
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return [path]
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -174,7 +194,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     model, document = drawing.model, drawing.document
     output_format(config, model.shape)
     refuse_image_models(args.run_folder, document["cond"]["image"])
-    cond = conditions(config, drawing.names, document["vector"])
+    told, texts = config.ask.told(model, document, config.n, guided=config.how.guide.active)
+    cond = {**(conditions(config, drawing.names, document["vector"]) or {}), **told} or None
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
     cond = {key: value.to(drawing.machine.device) for key, value in cond.items()} if cond else None
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
@@ -185,7 +206,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     call = [repr(config), drawing.steps, document["sha256"], begun]
     drawn = Drawn.open(Path(config.out) if config.out else None, usual, call)
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
-    output = Output(config, drawn.folder, labels, drawing.names, model.codec)
+    output = Output(config, drawn.folder, labels, drawing.names, model.codec, texts)
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)
@@ -195,7 +216,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             written = output.all(drawn)
             if config.film:
                 written += film(drawing, config, cond, drawn.folder, start)
-        written.append(drawn.describe({"seed": config.seed, "how": drawing.told(config.seed), "model": document["sha256"], "n": config.n}))
+        about = {"seed": config.seed, "how": drawing.told(config.seed), "model": document["sha256"], "n": config.n}
+        about |= {"prompts": list(dict.fromkeys(texts))} if texts else {}
+        written.append(drawn.describe(about))
         drawn.end()
     except KeyboardInterrupt:
         print(f"ddpm sample: interrupted: {drawn.left(config.n)}", file=sys.stderr)
@@ -204,7 +227,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise DiskError(f"--out: {drawn.folder} cannot be written ({error.strerror}); name another folder") from error
     what = f"variations of {config.start.source} from t = {config.start.begin:g}" if start is not None else "samples"
     from_step = f" of step {document['step']}" if best else ""
-    print(f"{config.n} {what}{from_step} by {drawing.told(config.seed)}{drawing.chosen}")
+    print(f"{config.n} {what}{from_step}{quoted(texts)} by {drawing.told(config.seed)}{drawing.chosen}")
     for path in written:
         print(f"  {shlex.quote(str(path))}")
     return 0

@@ -76,8 +76,10 @@ def next_command(run: str, denoiser: NetworkDenoiser) -> str:
     """What to type now: sampling, with the condition it needs."""
     if "image" in denoiser.conditions:
         return f'in Python: ddpm.sample(ddpm.load("{run}"), n, cond={{"image": images}})'
-    vector = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
-    return f"ddpm sample {run} --n 64 --seed 1{vector}"
+    asked = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
+    if denoiser.text is not None:
+        asked += " --like PICTURE" if denoiser.text.kind == "picture" else ' --prompt "TEXT"'
+    return f"ddpm sample {run} --n 64 --seed 1{asked}"
 
 
 def foretold(finished: Finished, config: TrainConfig, before: str | None, seconds: float) -> None:

@@ -29,7 +29,7 @@ class Typed(NamedTuple):
     """A value as typed on the command line, with the flag that messages call it by."""
 
     flag: str
-    value: str
+    value: str | list[str]  # several, of a flag that is given once for each
 
 
 def to_dict(obj: Any, *, named: bool = False, none: bool = True) -> dict[str, Any]:

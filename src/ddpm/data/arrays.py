@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import TEXT, captions_of
 from ddpm.data.found import Found
 from ddpm.data.settings import Layout
 from ddpm.errors import DataError
@@ -23,6 +24,7 @@ _KEYS = {
     "class": ("y", "labels", "label", "arr_1", "class"),
     "vector": ("vector",),
     "image": ("image",),
+    TEXT: (TEXT,),
 }
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _MAP_FROM = 2 << 30  # bytes; larger files are memory maps
@@ -37,7 +39,7 @@ def read_arrays(path: Path, layout: Layout = "auto") -> Found:
     axes (N, H, W) are one channel, and 8-bit arrays (N, H, W, C) with C = 1, 3 or 4 and no such number in second place are pictures,
     channels last. `layout="first"` or `"last"` says it outright, so (N, C, L) signals need "first". (N, F) is a table of F columns.
     Names in .npz and .safetensors: samples `x`, `samples` or `arr_0`; class ids `y`, `label`, `labels`, `arr_1` or `class`; conditions
-    `vector` and `image`.
+    `vector` and `image`; captions `text`, of .npz, a unicode array.
     A .npy or .safetensors file above 2 GiB is mapped, not read. Pickled objects are never loaded.
 
     Raises:
@@ -75,13 +77,16 @@ def found_arrays(
     layout: Layout = "auto",
     notices: tuple[str, ...] = (),
 ) -> Found:
-    """Samples (N, ...) and conditions ("class" (N,), "vector" (N, V), "image" (N, C, *axes)) as found data; see `read_arrays`.
+    """Samples (N, ...) and conditions ("class" (N,), "vector" (N, V), "image" (N, C, *axes), "text" N captions) as found data; see
+    `read_arrays`.
 
     `bins` are the lowest and highest level of integer data; unset, 8-bit data have (0, 255), 16-bit unsigned data (0, 65535), and other
     integers their smallest and largest value, unless these lie more than 65,536 levels apart (then the data count as continuous).
     """
     samples, said = channels_second(numbers_of(np.asanyarray(samples), name), layout, name)
-    conditions, names = _conditions(dict(cond or {}), len(samples), samples.ndim, tuple(classes), name)
+    given = dict(cond or {})
+    texts = captions_of(given.pop(TEXT), len(samples), name) if TEXT in given else None
+    conditions, names = _conditions(given, len(samples), samples.ndim, tuple(classes), name)
     vector = conditions.get("vector")
     return Found(
         name=name,
@@ -92,6 +97,7 @@ def found_arrays(
         vector=() if vector is None else tuple(f"v{i}" for i in range(vector.shape[1])),
         bins=bins_of(samples, bins, name),
         notices=(*notices, *said),
+        texts=texts,
     )
 
 
@@ -169,7 +175,7 @@ def _conditions(
 ) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     unknown = sorted(set(cond) - {"class", "vector", "image"})
     if unknown:
-        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector and image")
+        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector, image and text")
     done: dict[str, NDArray[Any]] = {}
     for key, given in cond.items():
         values = np.asanyarray(given)

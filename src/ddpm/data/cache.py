@@ -33,7 +33,7 @@ from ddpm.data.store import PictureDecoder
 from ddpm.denoiser.card import Card
 from ddpm.errors import DDPMError
 
-_HEAD = b"ddpm data index 1\n"
+_HEAD = b"ddpm data index 2\n"
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Index:
         arrays |= {f"cond {name}": values for name, values in dataset.cond.items()}
         arrays |= {"numbers": samples.numbers, "train": dataset.train_rows, "held": dataset.held_rows}
         arrays |= {} if dataset.keys is None else {"keys": dataset.keys}
+        texts = dataset.texts
+        arrays |= {"texts": texts.block, "texts end": texts.ends} if isinstance(texts, Names) else {}
         block = io.BytesIO()
         np.savez(block, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
         rest = block.getvalue()
@@ -129,6 +131,7 @@ class Index:
             held_rows=arrays["held"],
             flip=settings.flip,
             keys=arrays.get("keys"),
+            texts=Names(arrays["texts"], arrays["texts end"]) if "texts" in arrays else None,
         )
 
 

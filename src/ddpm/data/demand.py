@@ -66,6 +66,9 @@ class Names:
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
+    def __len__(self) -> int:
+        return len(self.ends)
+
     def __getitem__(self, i: int) -> str:
         start = int(self.ends[i - 1]) if i else 0
         return self.block[start : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import blank, examples
 from ddpm.data.dataset import Rows, Samples
 from ddpm.data.found import Found
 from ddpm.data.rows import Keys, row_keys
@@ -60,6 +61,8 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         class_counts=() if labels is None else tuple(int(n) for n in np.bincount(labels, minlength=len(found.classes))),
         vector=found.vector,
         image_channels=0 if image is None else int(image.shape[1]),
+        captions=0 if found.texts is None else len(found.texts) - blank(found.texts),
+        examples=examples(found.texts),
         count=len(samples),
         held_out=len(held),
         duplicates=len(samples) - len(np.unique(digests)),
@@ -68,7 +71,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         fingerprint=_fingerprint(found, digests),
         normalise=chosen,
     )
-    return card, row_keys(digests, found.cond, found.classes)
+    return card, row_keys(digests, found.cond, found.classes, found.texts)
 
 
 def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: str) -> float:
@@ -88,6 +91,8 @@ def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: st
 
 def check_conditions(found: Found) -> None:
     """Raises DataError where the conditions do not belong to the samples: other length, NaN, class ids out of range."""
+    if found.texts is not None and len(found.texts) != len(found.samples):
+        raise DataError(f"{found.name}: {len(found.samples)} samples but {len(found.texts)} captions")
     for key, values in found.cond.items():
         if len(values) != len(found.samples):
             raise DataError(f"{found.name}: {len(found.samples)} samples but {len(values)} entries of the condition {key!r}")
@@ -182,6 +187,10 @@ def _fingerprint(found: Found, digests: NDArray[Any]) -> str:
             total.update(np.ascontiguousarray(chunk).tobytes())
     for names in (found.classes, found.vector):
         total.update(repr(names).encode())
+    if found.texts is not None:
+        total.update(b"text")
+        for part in (found.texts.block, found.texts.ends):
+            total.update(np.ascontiguousarray(part).tobytes())
     return total.hexdigest()
 
 

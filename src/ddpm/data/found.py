@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.dataset import Named, Samples
+
+if TYPE_CHECKING:
+    from ddpm.data.demand import Names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +30,4 @@ class Found:
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     names: Named | None = None  # the file of each row, where the samples are in memory
+    texts: Names | None = None  # the caption of each row; empty: none

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import packed
 from ddpm.data.decode import Unreadable, strict_pillow
 from ddpm.data.demand import Files, Names, Stamp, TarFiles, stamp
 from ddpm.data.fit import Misfit
@@ -156,6 +157,7 @@ def assemble(
         unreadable=skipped,
         notices=tuple(notices),
         names=None if scan.pile.forgotten else Names.of([scan.names[i] for i in order]),
+        texts=None if labels.texts is None else packed(labels.texts, title),
     )
 
 

@@ -64,8 +64,9 @@ def from_arrays(
 ) -> Dataset:
     """A data set of a person's own arrays: samples (N, C, *axes) or a table (N, F), in their own units.
 
-    `cond` may hold "class" (N,) ids from 0, "vector" (N, V) and "image" (N, Ci, *axes); `classes` names the ids; `bins` are the lowest and
-    highest level of integer data; `holdout` is the share to hold out, or the very rows. `layout` is as in `DataSettings`.
+    `cond` may hold "class" (N,) ids from 0, "vector" (N, V), "image" (N, Ci, *axes) and "text", N captions; `classes` names the ids; `bins`
+    are the lowest and highest level of integer data; `holdout` is the share to hold out, or the very rows. `layout` is as in
+    `DataSettings`.
 
     Raises:
         ConfigError: a setting out of range.
@@ -109,6 +110,7 @@ def finish(found: Found, settings: DataSettings) -> Dataset:
         keys=keys,
         watched=files,
         names=found.names,
+        texts=found.texts,
     )
 
 
@@ -147,7 +149,7 @@ def _set_classes(found: Found, settings: DataSettings) -> Found:
     """The labels dropped where the settings say so, and held to the number of classes they name."""
     labels = found.cond.get("class")
     if settings.labels == "none":
-        return replace(found, cond={key: values for key, values in found.cond.items() if key != "class"}, classes=())
+        return replace(found, cond={key: values for key, values in found.cond.items() if key != "class"}, classes=(), texts=None)
     if settings.classes is None:
         return found
     if labels is None:

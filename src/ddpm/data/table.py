@@ -46,6 +46,9 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         facts.append(("vector condition", f"{len(card.vector)}: {_some(card.vector)}"))
     if card.image_channels:
         facts.append(("image condition", f"{card.image_channels} channels"))
+    if card.captions:
+        facts.append(("captions", f"{card.captions:,} of {card.count:,} samples"))
+        facts += [("", f'"{text}"') for text in card.examples]
     return [*facts, ("fingerprint", card.fingerprint)]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddpm.networks.encoders.settings import EncoderSettings
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -29,6 +31,9 @@ class Card:
     class_counts: tuple[int, ...] = ()
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition
     image_channels: int = 0  # channels of the image/field condition that is concatenated to the input
+    captions: int = 0  # samples that have one
+    examples: tuple[str, ...] = ()  # a few of the captions
+    tokens: EncoderSettings | None = None  # what makes tokens of the captions, or of pictures, where the data were opened with an encoder
     count: int = 0  # samples in all
     held_out: int = 0  # of which held out
     duplicates: int = 0  # samples that repeat an earlier one exactly

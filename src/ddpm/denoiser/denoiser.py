@@ -18,6 +18,7 @@ from ddpm.denoiser.serving import frozen
 from ddpm.denoiser.student import Student
 from ddpm.errors import ConfigError
 from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.encoders import EncoderSettings
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
@@ -73,6 +74,7 @@ class Denoiser(nn.Module, ABC):
     classes: int = 0  # of the condition "class"; 0: none, or not known
     codec: Codec | None = None  # None: the data are diffused as they are
     base: Base | None = None  # what draws the smaller samples it enlarges, where it does
+    text: EncoderSettings | None = None  # what makes the condition "tokens", where it takes it
 
     @abstractmethod
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
@@ -91,7 +93,7 @@ class Denoiser(nn.Module, ABC):
         """Be of the same data, process and meaning as another: for those that wrap one."""
         self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range
         self.shape, self.codec, self.classes, self.self_condition = other.shape, other.codec, other.classes, other.self_condition
-        self.meaning, self.times, self.base = other.meaning, other.times, other.base
+        self.meaning, self.times, self.base, self.text = other.meaning, other.times, other.base, other.text
 
     def null(self, cond: Cond) -> Cond:
         """The condition that says nothing: the same mapping with `null` set for every sample."""
@@ -143,7 +145,7 @@ class NetworkDenoiser(Denoiser):
     there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
-    cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first.
+    cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first. text: the encoder that made cond["tokens"].
 
     Reference: self_condition: Chen, Zhang, Hinton, 2022, arXiv:2208.04202, section 3.2; augmented: Karras et al., 2022, arXiv:2206.00364,
     appendix F.2.
@@ -167,6 +169,7 @@ class NetworkDenoiser(Denoiser):
         student: Student | None = None,
         through: tuple[Autoencoder, Codec] | None = None,
         base: Base | None = None,
+        text: EncoderSettings | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -180,6 +183,7 @@ class NetworkDenoiser(Denoiser):
             self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
+        self.text = text
         if student is not None:
             self.meaning, self.times = student.meaning, student.times
         slack = 1e-6  # a plan's instants are recomputed from the grid

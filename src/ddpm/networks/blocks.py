@@ -29,7 +29,10 @@ Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
 
 
 class Part(nn.Module):
-    """A part with a fast way and a plain one; `plain` is set by `reference`, `again` by `checkpoint_activations` where it is `repeatable`."""
+    """A part with a fast way and a plain one.
+
+    `plain` is set by `reference`; `again`, of parts that are `repeatable`, by `checkpoint_activations`.
+    """
 
     plain: bool = False
     again: bool = False

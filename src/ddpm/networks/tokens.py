@@ -45,7 +45,9 @@ class TokenInput(nn.Module):
         if tokens is None:
             return Context(first, here)
         if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != self.size:
-            raise ConfigError(f'cond["tokens"]: got shape {tuple(tokens.shape)}; this network and this batch need ({batch}, L, {self.size})')
+            raise ConfigError(
+                f'cond["tokens"]: got shape {tuple(tokens.shape)}; this network and this batch need ({batch}, L, {self.size})'
+            )
         seen = tokens.ne(0).any(2)
         if null is not None:
             seen = seen & ~null[:, None]
@@ -61,7 +63,8 @@ class TokenInput(nn.Module):
 class CrossAttention(Part):
     """x + proj(softmax(q k^T / sqrt(d)) v), q of every position of the normed x, k and v of the tokens that are there, in `heads` heads.
 
-    Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; in a diffusion network: Rombach et al. 2022, arXiv:2112.10752, section 3.3.
+    Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; in a diffusion network: Rombach et al. 2022, arXiv:2112.10752,
+    section 3.3.
     """
 
     repeatable = True
@@ -78,7 +81,9 @@ class CrossAttention(Part):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, C, *axes), tokens (B, L, width); returns x's shape."""
         places = self.norm(x).flatten(2).transpose(1, 2).contiguous()
-        split = ((layer(given), (self.heads, -1)) for layer, given in ((self.q, places), (self.k, context.tokens), (self.v, context.tokens)))
+        split = (
+            (layer(given), (self.heads, -1)) for layer, given in ((self.q, places), (self.k, context.tokens), (self.v, context.tokens))
+        )
         q, k, v = (made.unflatten(2, heads).transpose(1, 2) for made, heads in split)
         seen = context.seen[:, None, None, :]
         h = spelled_out(q, k, v, seen) if self.plain else F.scaled_dot_product_attention(q, k, v, attn_mask=seen)

@@ -58,8 +58,13 @@ def padded(tokens: Sequence[Tokens], size: int, length: int | None = None) -> ND
     return out
 
 
+def short(text: str) -> str:
+    """A text in a message."""
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
+
+
 def refuse(encoder: Encoder, texts: Sequence[str], what: str) -> None:
     """ConfigError naming every text, of those a person asks for, that the encoder cannot tell as it stands."""
-    found = [f"{what}: {text!r}: {reason}" for text in dict.fromkeys(texts) for reason in encoder.faults(text)]
+    found = [f"{what}: {short(text)}: {reason}" for text in dict.fromkeys(texts) for reason in encoder.faults(text)]
     if found:
         raise ConfigError.of(found)

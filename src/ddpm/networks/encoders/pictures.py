@@ -37,8 +37,8 @@ def levels_of(samples: Tensor, low: float, high: float) -> Tensor:
 
 
 def pixel_values(levels: Tensor, kind: str, side: int) -> Tensor:
-    """Levels (N, 3, H, W) as a tower takes them, (N, 3, side, side): resized by antialiased bicubic interpolation, rounded to 8 bits as they
-    would be saved, then by mean and deviation of the kind.
+    """Levels (N, 3, H, W) as a tower takes them, (N, 3, side, side): resized by antialiased bicubic interpolation, rounded to 8 bits as
+    they would be saved, then by mean and deviation of the kind.
     """
     x = F.interpolate(levels.to(torch.float32), size=(side, side), mode="bicubic", antialias=True).round().clamp(0, 255) / 255
     mean, std = (torch.tensor(values[kind], device=levels.device).view(3, 1, 1) for values in (MEAN, STD))
@@ -102,4 +102,4 @@ class PictureTower:
 
     def faults(self, text: str) -> list[str]:
         """A text is no picture."""
-        return ["this model is told by a picture, not in words; use --reference"]
+        return ["this model is told by a picture, not in words; use --like"]
