@@ -27,7 +27,7 @@ class TokenInput(nn.Module):
     A token that is zero in all its entries is none, wherever it stands, so captions of different lengths share a batch. Where `null` is
     true none is there. `pooled` is swish of the mean of those that are there by a linear layer whose weights begin at zero.
 
-    Reference: normed embeddings, and their mean beside attention: Saharia et al., 2022, arXiv:2205.11487, section 2.1 and appendix D.3.1.
+    Reference: normed embeddings, and their mean beside attention: Saharia et al., 2022, arXiv:2205.11487, section 2.4.
     """
 
     def __init__(self, size: int, width: int) -> None:
