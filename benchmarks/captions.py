@@ -2,7 +2,7 @@
 
     python benchmarks/captions.py                            words of the captions as the encoder, 20 minutes of training
     python benchmarks/captions.py --encoder FOLDER           a frozen text encoder of transformers (T5, CLIP, BERT ...) saved there
-    python benchmarks/captions.py --encoder random-t5        a random, frozen T5 over bytes made on the spot: the path, without its knowledge
+    python benchmarks/captions.py --encoder random-t5        a frozen T5 over bytes of random weights: the path, without its knowledge
     python benchmarks/captions.py --figure docs/captions.png
 
 Two real digits (scikit-learn's, 8x8) lie above one another, or beside, on a canvas of 16x16: "a three above a seven" and "a seven below a
@@ -119,7 +119,7 @@ def random_t5(folder: Path) -> str:
 
 def settings(out: str, encoder: str, seed: int, steps: int, threads: int | None) -> TrainConfig:
     """The recipe."""
-    network = ddpm.UNetConfig(channels=32, mults=(1, 2, 2), blocks=1, attention=(1, 2), dropout=0.0)
+    network = ddpm.UNetConfig(channels=32, mults=(1, 2, 2), blocks=1, attention=(1, 2), heads=4, dropout=0.0)
     return TrainConfig(
         steps=steps, batch=64, seed=seed, out=out, threads=threads, network=network, text=TextSettings(encoder=encoder), preview=0,
         optimizer=OptimizerSettings(lr=2e-3, warmup=100, decay="cosine"), ema=0.1, evaluate_every=steps, checkpoint_every=steps,

@@ -29,7 +29,8 @@ from small_runs import quietly, settings
 
 UNET, WORDS = ddpm.UNetConfig(channels=8, mults=(1,), blocks=1, attention=(0,)), TextSettings(encoder="words", size=16)
 TEXTS = ("a zero above a one", "a one left of a two", "Two zeros, alone!", "")
-FLAGS = ["--steps", "4", "--batch", "4", "--threads", "1", "--preview", "2", "--recipe", "none", "--network", "unet-config", "--network.channels", "8",
+FLAGS = ["--steps", "4", "--batch", "4", "--threads", "1", "--preview", "2", "--recipe", "none", "--network", "unet-config",
+         "--network.channels", "8",
          "--network.mults", "1,2", "--network.blocks", "1", "--text", "words", "--text-size", "16"]  # fmt: skip
 
 

@@ -21,9 +21,10 @@ from PIL import __version__ as pillow_version
 
 from ddpm.cache import folder
 from ddpm.data.dataset import Dataset
-from ddpm.data.demand import Files, Names, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
+from ddpm.data.demand import Files, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
 from ddpm.data.hub import HubFiles, hub_files
 from ddpm.data.lsun import FILE, files_of, is_lmdb
+from ddpm.data.names import Names
 from ddpm.data.ragged import allowance
 from ddpm.data.settings import DataSettings
 from ddpm.data.shard_arrays import ArrayDecoder

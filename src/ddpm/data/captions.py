@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.data.demand import Names
+from ddpm.data.names import Names
 from ddpm.errors import DataError
 
 TEXT = "text"  # the column, key, or ending that holds them

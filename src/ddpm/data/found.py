@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddpm.data.dataset import Named, Samples
 
 if TYPE_CHECKING:
-    from ddpm.data.demand import Names
+    from ddpm.data.names import Names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,8 +126,8 @@ def _labelled(found: Found, beside: _Beside, settings: DataSettings) -> Found:
     assert isinstance(found.samples, OnDemand)
     samples = found.samples
     names = [samples.files.name(int(number)) for number in samples.numbers]
-    if beside.texts:
-        texts = [beside.texts.get(key_of(name)[0], "") for name in names]
+    texts = [beside.texts.get(key_of(name)[0], "") for name in names]
+    if any(texts):
         found = replace(found, texts=packed(texts, found.name))
     if not (beside.values or beside.problems):
         return found

@@ -101,7 +101,10 @@ def with_tokens(dataset: Dataset, about: EncoderSettings, say: Say = lambda _: N
 
     Raises: ConfigError for data without a fingerprint or without captions, or an encoder that is not there; DiskError.
     """
-    if dataset.card.tokens is not None:
+    before = dataset.card.tokens
+    if before is not None and before.identity != about.identity:
+        raise ConfigError(f"text: {dataset.card.name} was opened with another encoder, {before.title}, not {about.title}; open it anew")
+    if before is not None:
         return dataset
     if not dataset.card.fingerprint:
         raise ConfigError("text: the data have no fingerprint to keep their tokens under; open them by ddpm.data")
