@@ -122,7 +122,7 @@ def settings(out: str, encoder: str, seed: int, steps: int, threads: int | None)
     network = ddpm.UNetConfig(channels=32, mults=(1, 2, 2), blocks=1, attention=(1, 2), heads=4, dropout=0.0)
     return TrainConfig(
         steps=steps, batch=64, seed=seed, out=out, threads=threads, network=network, text=TextSettings(encoder=encoder), preview=0,
-        optimizer=OptimizerSettings(lr=2e-3, warmup=100, decay="cosine"), ema=0.1, evaluate_every=steps, checkpoint_every=steps,
+        optimizer=OptimizerSettings(kind="muon", lr=6e-3, momentum=0.9, warmup=60, decay="linear"), ema=0.1, evaluate_every=steps, checkpoint_every=steps,
         monitor=False,
     )  # fmt: skip
 
