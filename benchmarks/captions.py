@@ -41,6 +41,7 @@ from ddpm.training.config import OptimizerSettings
 from ddpm.training.text import TextSettings
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ARTICLED = tuple(f"{'an' if name == 'eight' else 'a'} {name}" for name in NAMES)
 RELATIONS = (("above", "below"), ("left of", "right of"))  # first digit before the second, or after it
 PLACES = (((0, 4), (8, 4)), ((4, 0), (4, 8)))  # upper, lower; left, right
 SIDE, SCENES = 16, 20_000
@@ -61,7 +62,7 @@ class Scene(NamedTuple):
     def caption(self, swapped: bool) -> str:
         """One of the two ways to say it."""
         one, other = (self.second, self.first) if swapped else (self.first, self.second)
-        return f"a {NAMES[one]} {RELATIONS[self.layout][swapped]} a {NAMES[other]}"
+        return f"{ARTICLED[one]} {RELATIONS[self.layout][swapped]} {ARTICLED[other]}"
 
 
 ALL = [Scene(layout, a, b) for layout in (0, 1) for a in range(10) for b in range(10)]
@@ -122,8 +123,8 @@ def settings(out: str, encoder: str, seed: int, steps: int, threads: int | None)
     network = ddpm.UNetConfig(channels=32, mults=(1, 2, 2), blocks=1, attention=(1, 2), heads=4, dropout=0.0)
     return TrainConfig(
         steps=steps, batch=64, seed=seed, out=out, threads=threads, network=network, text=TextSettings(encoder=encoder), preview=0,
-        optimizer=OptimizerSettings(kind="muon", lr=6e-3, momentum=0.9, warmup=60, decay="linear"), ema=0.1, evaluate_every=steps, checkpoint_every=steps,
-        monitor=False,
+        optimizer=OptimizerSettings(kind="muon", lr=6e-3, momentum=0.9, warmup=60, decay="linear"), ema=0.1,
+        evaluate_every=steps, checkpoint_every=steps, monitor=False,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
 
   ddpm sample runs/digits                            64 samples: a grid, and what --format says
   ddpm sample runs/digits --classes 3,7 --guidance 2 --n 20
-  ddpm sample runs/scenes --prompt "a three above a seven" --guidance 2 --n 16     a model trained with --text
+  ddpm sample runs/scenes --prompts prompts.txt --guidance 2 --n 16     told in words; or --prompt "a three above a seven"
   ddpm sample runs/digits --sampler ancestral --steps 1000
   ddpm sample runs/digits --format npz --n 10000 --out samples/      stopped, the same command continues
   torchrun --nproc-per-node 4 -m ddpm sample runs/digits --n 50000   each process draws its share, the result is the same

@@ -29,20 +29,20 @@ Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
 
 
 class Part(nn.Module):
-    """A part with a fast way and a plain one.
-
-    `plain` is set by `reference`; `again`, of parts that are `repeatable`, by `checkpoint_activations`.
-    """
+    """A part with a fast way and a plain one; `plain` is set by `reference`, `again` by `checkpoint_activations`."""
 
     plain: bool = False
     again: bool = False
-    repeatable: bool = False
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         """The part's forward; with `again` nothing inside it is kept for the gradient, but computed once more when that is asked for."""
         if self.again and not self.plain and torch.is_grad_enabled():
             return checkpoint(partial(super().__call__, **named), *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return super().__call__(*inputs, **named)
+
+
+class Block(Part):
+    """A part that may be computed again for its gradient."""
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def checkpoint_activations(network: nn.Module, wanted: bool) -> None:
     Reference: Chen, Xu, Zhang, Guestrin 2016, arXiv 1604.06174.
     """
     for part in checkpointable(network) if wanted else network.modules():
-        if isinstance(part, Part) and part.repeatable:
+        if isinstance(part, Block):
             part.again = wanted
 
 
@@ -100,7 +100,7 @@ def checkpointed(network: nn.Module, wanted: bool) -> Iterator[None]:
 
 def checkpointable(network: nn.Module) -> list[nn.Module]:
     """The parts that can be computed twice; ConfigError where there are none."""
-    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, Part) and part.repeatable]
+    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, Block)]
     if not parts:
         raise ConfigError(f"gradient_checkpointing: {type(network).__name__} has no blocks it could be done for; it is for the UNet")
     return parts
@@ -224,7 +224,7 @@ def pool(x: Tensor) -> Tensor:
     return POOLS[x.ndim - 3](x, 2)
 
 
-class ResidualBlock(Part):
+class ResidualBlock(Block):
     """h = conv1(swish(norm1(x))); h takes the embedding; return shortcut(x) + conv2(dropout(swish(norm2(h)))).
 
     The embedding e (B, E), already through swish, enters as h + W e, or with `film` as norm2(h) (1 + scale) + shift, (scale, shift) = W e.
@@ -232,8 +232,6 @@ class ResidualBlock(Part):
 
     Reference: Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal, Nichol 2021, arXiv 2105.05233, section 3 (`film`, `resize`).
     """
-
-    repeatable = True
 
     def __init__(
         self,
@@ -279,13 +277,11 @@ class ResidualBlock(Part):
         return h + other if self.plain else h.add_(other)
 
 
-class Attention(Part):
+class Attention(Block):
     """x + proj(softmax(q k^T / sqrt(d)) v), over all positions, on the normed x, in `heads` heads of d channels.
 
     Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; placed as in Ho et al. 2020, arXiv 2006.11239, appendix B.
     """
-
-    repeatable = True
 
     def __init__(self, channels: int, heads: int, *, groups: int, zero: bool) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import Part, dense, group_norm, spelled_out
+from ddpm.networks.blocks import Block, dense, group_norm, spelled_out
 
 
 class Context(NamedTuple):
@@ -60,14 +60,12 @@ class TokenInput(nn.Module):
         return self.mean(F.silu((context.tokens * seen).sum(1) / seen.sum(1)))
 
 
-class CrossAttention(Part):
+class CrossAttention(Block):
     """x + proj(softmax(q k^T / sqrt(d)) v), q of every position of the normed x, k and v of the tokens that are there, in `heads` heads.
 
     Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; in a diffusion network: Rombach et al. 2022, arXiv:2112.10752,
     section 3.3.
     """
-
-    repeatable = True
 
     def __init__(self, channels: int, width: int, heads: int, *, groups: int, zero: bool) -> None:
         super().__init__()
