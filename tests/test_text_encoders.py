@@ -1,4 +1,4 @@
-"""Frozen encoders of transformers, small and random, saved as theirs are: what they tell, how a model finds its own again, what is refused."""
+"""Frozen encoders of transformers, small and random: what they tell, how a model finds its own again, and what is refused."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def _name_in(value: object) -> object:
 
 
 def _text(value: object) -> str:
-    return value.value if isinstance(value, Typed) else str(value)
+    return str(value.value if isinstance(value, Typed) else value)
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

@@ -69,7 +69,7 @@ def read_arrays(path: Path, layout: Layout = "auto") -> Found:
 
 def found_arrays(
     samples: NDArray[Any],
-    cond: Mapping[str, NDArray[Any]] | None = None,
+    cond: Mapping[str, NDArray[Any] | Sequence[str]] | None = None,
     *,
     name: str,
     classes: Sequence[str] = (),
@@ -171,7 +171,7 @@ def channels_second(array: NDArray[Any], layout: Layout, name: str) -> tuple[NDA
 
 
 def _conditions(
-    cond: dict[str, NDArray[Any]], count: int, axes: int, classes: tuple[str, ...], name: str
+    cond: Mapping[str, Any], count: int, axes: int, classes: tuple[str, ...], name: str
 ) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     unknown = sorted(set(cond) - {"class", "vector", "image"})
     if unknown:

@@ -52,7 +52,7 @@ def open_data(settings: DataSettings, *, bad_files: Path | None = None) -> Datas
 
 def from_arrays(
     samples: NDArray[Any],
-    cond: Mapping[str, NDArray[Any]] | None = None,
+    cond: Mapping[str, NDArray[Any] | Sequence[str]] | None = None,
     *,
     name: str = "arrays",
     classes: Sequence[str] = (),

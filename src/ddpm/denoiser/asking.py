@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.denoiser.denoiser import Denoiser
 from ddpm.errors import ConfigError
 from ddpm.networks.encoders import EncoderSettings
-from ddpm.networks.encoders.encoder import open_encoder, padded, refuse
+from ddpm.networks.encoders.encoder import Tokens, open_encoder, padded, refuse
 
 
 def prompts(denoiser: Denoiser, texts: str | Sequence[str], *, folder: str | Path | None = None) -> dict[str, Tensor]:
@@ -28,14 +27,14 @@ def prompts(denoiser: Denoiser, texts: str | Sequence[str], *, folder: str | Pat
     texts = [texts] if isinstance(texts, str) else list(texts)
     encoder = open_encoder(about, None if folder is None else str(folder))
     refuse(encoder, texts, "prompt")
-    return {"tokens": _tensor(encoder.encode(texts), about)}
+    return _told(encoder.encode(texts), about)
 
 
 def references(denoiser: Denoiser, pictures: Tensor, *, folder: str | Path | None = None) -> dict[str, Tensor]:
     """The condition of one sample for each reference picture (n, C, H, W), in the data's units; else as `prompts`."""
     about = _about(denoiser, "picture")
     encoder = open_encoder(about, None if folder is None else str(folder))
-    return {"tokens": _tensor(encoder.encode(pictures.cpu().numpy()), about)}
+    return _told(encoder.encode(pictures.cpu().numpy()), about)
 
 
 def nothing(about: EncoderSettings, n: int) -> Tensor:
@@ -43,8 +42,8 @@ def nothing(about: EncoderSettings, n: int) -> Tensor:
     return torch.zeros(n, 1, about.size)
 
 
-def _tensor(tokens: Sequence[np.ndarray], about: EncoderSettings) -> Tensor:
-    return torch.from_numpy(padded(tokens, about.size, max(1, *(len(one) for one in tokens), 1)))
+def _told(tokens: Sequence[Tokens], about: EncoderSettings) -> dict[str, Tensor]:
+    return {"tokens": torch.from_numpy(padded(tokens, about.size))}  # pyright: ignore[reportUnknownMemberType]
 
 
 def _about(denoiser: Denoiser, by: str) -> EncoderSettings:

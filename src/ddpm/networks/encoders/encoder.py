@@ -49,10 +49,9 @@ def open_encoder(about: EncoderSettings, folder: str | Path | None = None, devic
     return (TextTower if about.kind == "text" else PictureTower)(about, place, torch.device(device))
 
 
-def padded(tokens: Sequence[Tokens], size: int, length: int | None = None) -> NDArray[np.float32]:
-    """(N, L, E), zeros behind the tokens of each; L the longest's, or as given."""
-    longest = max((len(one) for one in tokens), default=0) if length is None else length
-    out = np.zeros((len(tokens), longest, size), np.float32)
+def padded(tokens: Sequence[Tokens], size: int) -> NDArray[np.float32]:
+    """(N, L, E), zeros behind the tokens of each; L the longest's, at least 1."""
+    out = np.zeros((len(tokens), max([1, *map(len, tokens)]), size), np.float32)
     for row, one in zip(out, tokens, strict=True):
         row[: len(one)] = one
     return out
