@@ -77,14 +77,12 @@ def test_null_is_no_token_at_all(config: UNetConfig | MLPConfig, shape: tuple[in
 
 
 @networks
-def test_a_fresh_network_says_what_it_would_say_without(config: UNetConfig | MLPConfig, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    with_tokens, without = (config.build(shape, 1, CondSpec(tokens=size)).eval() for size in (SIZE, 0))
-    state = with_tokens.state_dict()
-    nn.init.normal_(state["head.weight"])
-    without.load_state_dict({name: state[name] for name in without.state_dict()})
-    x, c = normal(3, *shape).float(), torch.tensor([0.1, 2.0, 30.0])
-    assert torch.equal(with_tokens(x, c, {"tokens": told().float()}), without(x, c))
+def test_a_network_without_tokens_becomes_one_with_them_and_says_the_same(config: UNetConfig | MLPConfig, shape: tuple[int, ...]) -> None:
+    without, told_by = settled(config, shape, CondSpec()), config.build(shape, 1, CondSpec(tokens=SIZE)).double().eval()
+    added = told_by.load_state_dict(without.state_dict(), strict=False)
+    assert not added.unexpected_keys and all("told" in name or "embed.tokens" in name for name in added.missing_keys)
+    x, c = normal(3, *shape), torch.tensor([0.1, 2.0, 30.0]).double()
+    assert torch.equal(told_by(x, c, {"tokens": told()}), without(x, c))
 
 
 @networks
