@@ -17,10 +17,12 @@ import ddpm
 from captioned import TEXTS, UNET, WORDS, captioned, folder_of_pictures
 from ddpm.cli import main
 from ddpm.data import Dataset, DataSettings, describe, from_arrays, open_data
+from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError, DataError
 from ddpm.networks.encoders.encoder import open_encoder
 from ddpm.networks.encoders.words import Words, vocabulary
 from ddpm.networks.encoders.words import words as words_of
+from ddpm.training.config import CascadeSettings
 from ddpm.training.text import TextSettings
 from ddpm.training.tokens import Tokens, encoder_of, with_tokens
 from small_runs import quietly, settings
@@ -259,3 +261,25 @@ def test_every_command_takes_a_model_told_in_words(run: Path, tmp_path: Path, ca
     for words in commands:
         assert main(words) == 0, (words, capsys.readouterr().err)
     assert "given their captions" in capsys.readouterr().out
+
+
+def test_students_stages_and_latents_are_told_too(tmp_path: Path) -> None:
+    data = captioned()
+    config = settings(tmp_path / "run", network=UNET, text=WORDS)
+    quietly(config, data=data)
+    student = distill(
+        tmp_path / "run", DistillConfig(method=Consistency(guidance=2.0), updates=2, batch=4, preview=0), data=data, quiet=True
+    )
+    assert student.denoiser.text == ddpm.load(tmp_path / "run").text is not None
+    small = from_arrays(
+        np.asarray(data.samples)[:, :, ::2, ::2].copy(), {"text": [TEXTS[i % 4] for i in range(40)]}, name="s", bins=(0, 16)
+    )
+    quietly(replace(config, out=str(tmp_path / "small")), data=small)
+    stage = replace(config, out=str(tmp_path / "large"), cascade=CascadeSettings(base=str(tmp_path / "small")))
+    large = quietly(stage, data=data).denoiser
+    asked = ddpm.prompts(large, ["a zero", ""])
+    assert ddpm.sample(ddpm.ClassifierFree(large, 2.0), 2, cond=asked, steps=2).shape == (2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="base: is told by 9 words; train this stage with the same encoder"):
+        quietly(replace(stage, out=str(tmp_path / "untold"), text=TextSettings()), data=data)
+    card = (tmp_path / "large" / "README.md").read_text()
+    assert "| told by | 9 words" in card
