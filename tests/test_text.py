@@ -263,7 +263,7 @@ def test_every_command_takes_a_model_told_in_words(run: Path, tmp_path: Path, ca
     assert "given their captions" in capsys.readouterr().out
 
 
-def test_students_stages_and_latents_are_told_too(tmp_path: Path) -> None:
+def test_students_and_stages_are_told_too(tmp_path: Path) -> None:
     data = captioned()
     config = settings(tmp_path / "run", network=UNET, text=WORDS)
     quietly(config, data=data)
