@@ -51,11 +51,12 @@ def test_a_fair_file_in_every_form_and_coding(folder: Path) -> None:
             dataset = read(folder)
             assert list(dataset.cond["class"]) == expected and dataset.card.classes == ("0", "1", "2")
     (folder / "labels.csv").unlink()
-    rows = [{"file_name": name, "label": i % 3, "text": "a caption"} for i, name in enumerate(NAMES)]
+    rows = [{"file_name": name, "label": i % 3, "text": "a caption", "by": "me"} for i, name in enumerate(NAMES)]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(rows)))
     dataset = read(folder)
     assert list(dataset.cond["class"]) == expected
-    assert "metadata.jsonl: column 'text' holds no numbers and is not used" in dataset.card.notices
+    assert dataset.texts is not None and dataset.texts[3] == "a caption" and dataset.card.captions == 12
+    assert "metadata.jsonl: column 'by' holds no numbers and is not used" in dataset.card.notices
     (folder / "metadata.jsonl").unlink()
     (folder / "dataset.json").write_text(json.dumps({"labels": [[name, i % 3] for i, name in enumerate(NAMES)]}))
     assert list(read(folder).cond["class"]) == expected
@@ -87,7 +88,7 @@ FAULTS = {
     "fraction": (lines((5, "4.png,1.5")), "labels.csv line 5: label '1.5' is text"),
     "wrong column": (FAIR.replace("file_name", "image"), "labels.csv line 1: expected different column names with 'file_name'"),
     "column twice": (FAIR.replace("label", "file_name", 1), "labels.csv line 1: expected different column names"),
-    "no label column": ("file_name\n" + "\n".join(NAMES), "labels.csv: no column 'label' and no column of numbers"),
+    "no label column": ("file_name\n" + "\n".join(NAMES), "labels.csv: no column 'label', 'text' or of numbers"),
     "too many columns": (lines((6, "5.png,1,2")), "labels.csv line 6: 3 columns, the first line has 2"),
     "only a header": ("file_name,label\n", "labels.csv: 1.png has no line"),
     "empty": ("", "labels.csv line 1: expected different column names"),

@@ -79,7 +79,7 @@ def test_classes_come_from_cls_json_folders_or_a_labels_file(tmp_path: Path) -> 
     assert list(read(write_shard(tmp_path / "b" / "1.tar", both).parent).cond["class"]) == [0] * 3 + [1] * 7
     inside = {f"{kind}/{i}.png": png(i) for kind in ("dog", "cat") for i in range(5)} | {"dog/1.txt": b"a caption"}
     card = read(write_shard(tmp_path / "f" / "1.tar", inside).parent)
-    assert card.card.classes == ("cat", "dog") and "1 other files ignored: 1.tar/dog/1.txt" in card.card.notices
+    assert card.card.classes == ("cat", "dog") and card.card.captions == 1 and card.card.examples == ("a caption",)
     write_shard(tmp_path / "l" / "1.tar", samples(6))
     (tmp_path / "given.csv").write_text("file_name,label\n" + "".join(f"{i:06d}.png,{i % 2}\n" for i in range(6)))
     assert list(read(tmp_path / "l", labels=str(tmp_path / "given.csv")).cond["class"]) == [0, 1] * 3

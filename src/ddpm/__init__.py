@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ddpm.data import open_data as open_data
     from ddpm.denoiser import Denoiser as Denoiser
     from ddpm.denoiser import NetworkDenoiser as NetworkDenoiser
+    from ddpm.denoiser import prompts as prompts
+    from ddpm.denoiser import references as references
     from ddpm.guidance import ClassifierFree as ClassifierFree
     from ddpm.networks import MLPConfig as MLPConfig
     from ddpm.networks import UNetConfig as UNetConfig
@@ -42,6 +44,8 @@ _ROOMS = {
     "from_arrays": "ddpm.data",
     "load": "ddpm.training",
     "open_data": "ddpm.data",
+    "prompts": "ddpm.denoiser",
+    "references": "ddpm.denoiser",
     "sample": "ddpm.sampling",
     "train": "ddpm.training",
     "trajectory": "ddpm.sampling",
@@ -62,6 +66,8 @@ __all__ = [
     "from_arrays",
     "load",
     "open_data",
+    "prompts",
+    "references",
     "sample",
     "train",
     "trajectory",

@@ -21,7 +21,22 @@ _WORD = 2**64
 PURPOSES = {
     name: i
     for i, name in enumerate(
-        ("order", "times", "noise", "dropout", "augment", "start", "step", "network", "holdout", "evaluate", "warp", "again", "low")
+        (
+            "order",
+            "times",
+            "noise",
+            "dropout",
+            "augment",
+            "start",
+            "step",
+            "network",
+            "holdout",
+            "evaluate",
+            "warp",
+            "again",
+            "low",
+            "words",
+        )
     )
 }
 

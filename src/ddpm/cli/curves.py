@@ -43,6 +43,7 @@ def variants(
 ) -> Iterator[tuple[str, float, Callable[[], Ready]]]:
     """Every point of the curves: kind, place, and the model made ready for it."""
     from ddpm.sampling import steps_for
+    from ddpm.training.build import labelled
 
     how, chain = replace(base.how, step=base.document["step"]), base.model.process.schedule.T
 
@@ -55,8 +56,8 @@ def variants(
                 yield "nfe", float(calls), changed(steps=steps_for(how.sampler, calls), nfe=None, grid=None)
             except ConfigError as error:
                 say(f"no point at {calls} calls: {error}")
-    labelled = bool(base.document["classes"] or base.document["vector"]) and base.document["cond_dropout"] > 0
-    if labelled and how.guide.kind == "cfg" and (base.model.meaning == "mean" or base.model.guided):
+    able = labelled(base.document) and base.document["cond_dropout"] > 0
+    if able and how.guide.kind == "cfg" and (base.model.meaning == "mean" or base.model.guided):
         for scale in config.guidance_curve:
             yield "guidance", scale, changed(guide=replace(how.guide, guidance=scale), steps=base.steps, nfe=None)
     for length in lengths:

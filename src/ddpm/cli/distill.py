@@ -101,9 +101,10 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     from ddpm.sampling.walk import device_of
     from ddpm.training.classifier import run_data
     from ddpm.training.state import load, open_run
+    from ddpm.training.tokens import told_by
 
     loaded = load(Path(run)).to(device_of(student))
-    data = open_data(run_data(open_run(run)))
+    data = told_by(open_data(run_data(open_run(run))), loaded)
     evaluator = Evaluator(data, Learned.of(data, say=notice), say=notice)
     cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded

@@ -171,12 +171,15 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from ddpm.training.given import with_given
     from ddpm.training.latents import diffused
     from ddpm.training.state import open_run
+    from ddpm.training.tokens import told_by
 
     saved = open_run(args.run_folder)
     config = resolve(EvaluateConfig, [Layer("the run", {"data": to_dict(run_data(saved))}), typed], FAMILIES)
     drawing = ready(args.run_folder, config.how, typed)
     config = replace(config, how=drawing.how)
-    dataset = with_given(open_data(config.data), drawing.model.given)
+    dataset = told_by(with_given(open_data(config.data), drawing.model.given), drawing.model)
+    if drawing.model.text is not None and "tokens" not in dataset.cond:
+        notice(f"{dataset.card.name}: has no captions, so samples are drawn, and losses measured, without any")
     check_samples(dataset, dataset.batch(dataset.train_rows[:256])[0], drawing.model)
     before, card = card_of(args.run_folder), diffused(dataset, drawing.model).card
     if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):

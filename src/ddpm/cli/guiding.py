@@ -81,16 +81,19 @@ class Guiding:
         """ConfigError where the model that config.json describes cannot be guided so."""
         if not self.active or self.kind == "autoguide":
             return
-        labelled = bool(document["classes"] or document["vector"])
-        if self.kind == "cfg" and not labelled:
+        from ddpm.training.build import labelled
+
+        able = labelled(document)
+        if self.kind == "cfg" and not able:
             raise ConfigError(f"--guidance {self.guidance}: this model has no condition to be guided by; it was trained without labels")
-        if labelled and document["cond_dropout"] == 0.0:
+        if able and document["cond_dropout"] == 0.0:
             raise ConfigError(
                 f"--guidance {self.guidance}: this model was trained with --cond-dropout 0, so it knows no unconditional answer; "
                 "leave guidance at 1, or use --autoguide"
             )
-        if self.kind == "classifier" and document["vector"]:
-            raise ConfigError("--guidance-kind classifier: a classifier knows no vectors, and this model has one; use cfg")
+        if self.kind == "classifier" and (document["vector"] or document.get("text")):
+            has = "vectors, and this model has one" if document["vector"] else "captions, and this model is told by them"
+            raise ConfigError(f"--guidance-kind classifier: a classifier knows no {has}; use cfg")
 
     def guided(self, model: NetworkDenoiser, document: Mapping[str, Any], run: str, weights: str) -> tuple[Denoiser, list[str]]:
         """The model as guided, and the names of the classes that can be asked for.
@@ -125,6 +128,7 @@ class Guiding:
         return ClassifierFree(model, self.guidance, interval=interval, rescale=self.rescale), names
 
     def _weak(self, document: Mapping[str, Any], run: str, weights: str) -> NetworkDenoiser:
+        from ddpm.training.build import described_text
         from ddpm.training.classifier import home_of
         from ddpm.training.state import load_with_card
 
@@ -137,4 +141,7 @@ class Guiding:
                     f"--autoguide {self.autoguide}: knows other {key} ({', '.join(other[key]) or 'none'}) than {run} "
                     f"({', '.join(document[key]) or 'none'}); the two must be asked the same"
                 )
+        mine, theirs = described_text(document), weak.text
+        if (mine and mine.identity) != (theirs and theirs.identity):
+            raise ConfigError(f"--autoguide {self.autoguide}: is told by another encoder than {run}; the two must be asked the same")
         return weak

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawn import free_folder
 from ddpm.cli.interpolate import condition
+from ddpm.cli.prompting import Prompting
 from ddpm.cli.starting import refuse_cascades, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
@@ -40,6 +41,7 @@ class InpaintConfig:
     mask: str = setting(help="a picture of the same size, white where it is to be filled; or a .npy array, 1 where it is", group="what")
     n: int = setting(8, "fillings", low=1, high=100_000, group="what")
     seed: int = setting(0, "filling i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
+    ask: Prompting = setting(Prompting(), "", flat=True)
     label: str | None = setting(None, "class of what is shown; none: the model is not told one", flag="class", group="what")
     method: Literal["moment", "repaint", "dps", "pigdm", "project"] = setting(
         "moment",
@@ -130,7 +132,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(f"{args.run_folder}: diffuses in latents, where no pixel is known or unknown by itself; use a model of pixels")
     refuse_cascades(args.run_folder, model, "nothing says what it looked like smaller; use a model that is no cascade")
     cond = condition(config.label, document["classes"], document["cond_dropout"])
-    cond = {key: value.expand(config.n).to(machine.device) for key, value in cond.items()} if cond else None
+    cond = config.ask.beside(cond, model, document, config.n)
+    cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     path = Path(config.image).expanduser()
     if path.is_file() and is_picture(path.name):
         refuse_other_size(path, model.shape)

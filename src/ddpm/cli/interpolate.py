@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawing import FAMILIES
 from ddpm.cli.drawn import free_folder
+from ddpm.cli.prompting import Prompting
 from ddpm.cli.starting import encoded, refuse_cascades, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
@@ -37,6 +38,7 @@ class InterpolateConfig:
     level: float | None = setting(
         None, "mix A and B perturbed to this t; the larger, the freer; none: through their noises", above=0.0, high=1.0, group="what"
     )
+    ask: Prompting = setting(Prompting(), "", flat=True)
     label: str | None = setting(None, "class of all of them; none: the model is not told one", flag="class", group="what")
     seed: int = setting(0, "of the noise of --level and of samplers that add some", low=0, high=2**63 - 1, group="what")
     sampler: Sampler | None = setting(None, "method on the way from noise; none: multistep, second order", group="how")
@@ -107,6 +109,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_image_models(args.run_folder, document["cond"]["image"])
     refuse_cascades(args.run_folder, model, "its latents go with one smaller sample each; interpolate with the smaller model")
     cond = condition(config.label, document["classes"], document["cond_dropout"])
+    cond = config.ask.beside(cond, model, document, 1)
     cond = {key: value.to(machine.device) for key, value in cond.items()} if cond else None
     a, b = encoded(args.first, model), encoded(args.second, model)
     length = model.process.schedule.T

@@ -226,6 +226,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from ddpm.training.given import with_given
     from ddpm.training.machine import choose
     from ddpm.training.state import load_with_card, open_run
+    from ddpm.training.tokens import told_by
 
     own = Layer("the run", {"data": to_dict(run_data(open_run(args.run_folder)))})
     config = resolve(LikelihoodConfig, [own, flags], {})
@@ -237,7 +238,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             raise ConfigError("curve: in latents the chain's rate and distortion are not those of the data; leave --curve out")
     refuse_cascades(args.run_folder, model, "it gives samples a probability once smaller ones are given, and none without")
     machine = choose(config.device, "fp32", None, sum(p.numel() for p in model.parameters()))
-    dataset = with_given(open_data(config.data), model.given)
+    dataset = told_by(with_given(open_data(config.data), model.given), model)
     rows, kind = rows_to_score(dataset, args.run_folder, model, "data" in flags.values.get("data", {}), config.n, config.seed)
     raw, values = dataset.batch(rows)
     check_samples(dataset, raw, model)

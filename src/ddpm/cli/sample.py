@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import shlex
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ddpm.cli.drawing import FAMILIES, How, ready, shown
 from ddpm.cli.drawn import Drawn, rank
 from ddpm.cli.given import Dealt, Givens
+from ddpm.cli.prompting import Prompting, quoted
 from ddpm.cli.starting import Starting
 from ddpm.config import Parser, add_flags, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
@@ -34,6 +36,7 @@ HELP = """Draw samples from a trained model, with the settings it was trained wi
 
   ddpm sample runs/digits                            64 samples: a grid, and what --format says
   ddpm sample runs/digits --classes 3,7 --guidance 2 --n 20
+  ddpm sample runs/scenes --prompts prompts.txt --guidance 2 --n 16     told in words; or --prompt "a three above a seven"
   ddpm sample runs/digits --sampler ancestral --steps 1000
   ddpm sample runs/digits --format npz --n 10000 --out samples/      stopped, the same command continues
   torchrun --nproc-per-node 4 -m ddpm sample runs/digits --n 50000   each process draws its share, the result is the same
@@ -57,6 +60,7 @@ class SampleConfig:
         group="what",
     )
     given: Givens = setting(Givens(), "", flat=True)
+    ask: Prompting = setting(Prompting(), "", flat=True)
     start: Starting = setting(Starting(), "", flat=True)
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: samples/ in the run folder", group="output")
@@ -181,11 +185,12 @@ class Output:
     """What a call writes: single pictures batch by batch; archives, the grid and the manifest at the end."""
 
     def __init__(
-        self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any,
+        self, config: SampleConfig, folder: Path, labels: NDArray[Any] | None, names: list[str], codec: Any, texts: list[str],
         given: tuple[NDArray[Any], NDArray[Any]] | None = None, fields: Fields | None = None,
     ) -> None:  # fmt: skip
         from ddpm.training.preview import limits
 
+        self.texts = texts
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
         self.given = given  # what samples were drawn from, in their units, and which of it each one was
         self.fields = fields
@@ -219,9 +224,10 @@ class Output:
 
             notes = {"title": "samples of fields", "source": f"ddpm sample, seed {self.config.seed}"}
             written = [write(sampled(self.fields, drawn.all(), notes), self.folder / f"samples_{n}.{kind}")]
+        written += self._prompts(kind)
         if self.given is not None:
             return [*written, save_picture(self._beside(drawn, *self.given), self.folder / "grid.png")]
-        classes = len(set(labels.tolist())) if labels is not None else 0
+        classes = len(set(labels.tolist() if labels is not None else self.texts))
         columns = n // classes if classes and n <= 400 and n % classes == 0 else None
         numbers = range(0, n, 1 if columns else max(1, n // 100))
         pictures = as_pictures(drawn.some(list(numbers if columns else numbers[:100])))
@@ -242,6 +248,18 @@ class Output:
         sheet = np.concatenate([images[: len(rows), None], samples.reshape(len(rows), each, *samples.shape[1:])], axis=1)
         return grid(sheet.reshape(-1, *samples.shape[1:]), self.limits, columns=each + 1)
 
+    def _prompts(self, kind: str) -> list[Path]:
+        """The prompt of each sample: beside pictures as a labels file, so that `--data` reads them with their captions."""
+        if not self.texts:
+            return []
+        inner = ["" if self.folders is None else f"{name}/" for name in self.folders or self.texts]
+        rows = [{"file_name": f"{place}{i:06d}.png", "text": text} for i, (place, text) in enumerate(zip(inner, self.texts, strict=True))]
+        if kind != "png":
+            rows = [{"sample": i, "text": text} for i, text in enumerate(self.texts)]
+        path = self.folder / ("metadata.jsonl" if kind == "png" else "prompts.jsonl")
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return [path]
+
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Load, draw, write."""
@@ -255,7 +273,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         from ddpm.data.field_files import check_libraries
 
         check_libraries(f".{kind}", "--format")
-    cond = conditions(config, drawing.names, document["vector"])
+    told, texts = config.ask.told(model, document, config.n, guided=config.how.guide.active)
+    cond = {**(conditions(config, drawing.names, document["vector"]) or {}), **told} or None
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
     dealt: Dealt | None = config.given.deal(config.n, model, document, args.run_folder)
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
@@ -272,7 +291,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
     images = None if dealt is None else dealt.shown(model)
     shown_beside = None if dealt is None or images is None else (images, dealt.which.numpy())
-    output = Output(config, drawn.folder, labels, drawing.names, model.codec, shown_beside, fields)
+    output = Output(config, drawn.folder, labels, drawing.names, model.codec, texts, shown_beside, fields)
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)
@@ -282,7 +301,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             written = output.all(drawn)
             if config.film:
                 written += film(drawing, config, cond, drawn.folder, start)
-        written.append(drawn.describe({"seed": config.seed, "how": drawing.told(config.seed), "model": document["sha256"], "n": config.n}))
+        about = {"seed": config.seed, "how": drawing.told(config.seed), "model": document["sha256"], "n": config.n}
+        about |= {"prompts": list(dict.fromkeys(texts))} if texts else {}
+        written.append(drawn.describe(about))
         drawn.end()
     except KeyboardInterrupt:
         print(f"ddpm sample: interrupted: {drawn.left(config.n)}", file=sys.stderr)
@@ -291,7 +312,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise DiskError(f"--out: {drawn.folder} cannot be written ({error.strerror}); name another folder") from error
     what = f"variations of {config.start.source} from t = {config.start.begin:g}" if start is not None else "samples"
     from_step = f" of step {document['step']}" if best else ""
-    print(f"{config.n} {what}{from_step} by {drawing.told(config.seed)}{drawing.chosen}")
+    print(f"{config.n} {what}{from_step}{quoted(texts)} by {drawing.told(config.seed)}{drawing.chosen}")
     for path in written:
         print(f"  {shlex.quote(str(path))}")
     return 0

@@ -72,6 +72,8 @@ def condition(
     known = {"class": document["classes"], "vector": document["vector"]}
     have = {"class": list(dataset.card.classes), "vector": list(dataset.card.vector)}
     given = [key for key in ("class", "vector") if asked and key in values and known[key][: len(have[key])] == have[key] != []]
+    if asked and "tokens" in values and "tokens" in model.conditions:
+        given.append("tokens")
     if "image" in model.conditions:
         if "image" not in values:
             raise DataError(f"{dataset.card.name}: this model needs a condition image beside each sample, these data have none")
@@ -87,5 +89,10 @@ def condition(
     cond = {key: torch.from_numpy(values[key]) for key in given}
     if missing and cond:
         cond["null"] = torch.ones(len(values["image"]), dtype=torch.bool)
-    words = {"class": "classes", "vector": "vectors", "image": "images"}
+    words = {
+        "class": "classes",
+        "vector": "vectors",
+        "image": "images",
+        "tokens": "captions" if model.text and model.text.kind != "picture" else "pictures",
+    }
     return cond or None, "given their " + " and ".join(words[key] for key in given) if given else "unconditional"

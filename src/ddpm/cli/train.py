@@ -77,9 +77,11 @@ def next_command(run: str, denoiser: NetworkDenoiser, data: DataSettings) -> str
     """What to type now: sampling, with the condition it needs."""
     if data.fields.past:
         return f"ddpm forecast {run} --data {shlex.quote(data.data)} --start held-out --score"
-    vector = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
-    given = " --given held-out" if "image" in denoiser.conditions else ""
-    return f"ddpm sample {run} --n 64 --seed 1{vector}{given}"
+    asked = " --vector NUMBER,..." if "vector" in denoiser.conditions else ""
+    if denoiser.text is not None:
+        asked += " --like PICTURE" if denoiser.text.kind == "picture" else ' --prompt "TEXT"'
+    asked += " --given held-out" if "image" in denoiser.conditions else ""
+    return f"ddpm sample {run} --n 64 --seed 1{asked}"
 
 
 def foretold(finished: Finished, config: TrainConfig, before: str | None, seconds: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ddpm.cli.guiding import Guiding
+from ddpm.cli.prompting import Prompting
 from ddpm.cli.tuned import guiding_key
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 
@@ -34,6 +35,7 @@ class TuneConfig:
     guide: Guiding = setting(Guiding(), "", flat=True)
     classes: tuple[str, ...] | None = setting(None, "class names the starts are dealt over; none: all", group="what")
     vector: tuple[str, ...] | None = setting(None, "the vector condition, where the model has one: see ddpm sample", group="what")
+    ask: Prompting = setting(Prompting(), "", flat=True)
     n: int = setting(64, "starts it is tuned on; as many again are held out", low=2, high=100_000, group="how")
     budget: int = setting(300_000, "network calls in all, a sample each; what the search leaves is not used", low=1, group="how")
     reference: int = setting(200, "network calls of the reference; doubled until it has converged", low=2, high=100_000, group="how")
@@ -95,7 +97,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(f"{args.run_folder}: {refusal(model.meaning)}; there is nothing to tune")
     config.guide.check_model(document)
     guided, names = config.guide.guided(model, document, args.run_folder, config.weights)
-    cond = conditions(SampleConfig(n=2 * config.n, classes=config.classes, vector=config.vector), names, document["vector"])
+    cond = conditions(SampleConfig(n=2 * config.n, classes=config.classes, vector=config.vector), names, document["vector"]) or {}
+    cond |= config.ask.told(model, document, 2 * config.n, guided=config.guide.active)[0]
     dealt = Givens().deal(2 * config.n, model, document, args.run_folder)
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
     order = torch.from_numpy(generator(config.seed, "order").permutation(2 * config.n))  # every class among the first few starts

@@ -29,7 +29,7 @@ class Typed(NamedTuple):
     """A value as typed on the command line, with the flag that messages call it by."""
 
     flag: str
-    value: str
+    value: str | list[str]  # several, of a flag that is given once for each
 
 
 def to_dict(obj: Any, *, named: bool = False, none: bool = True) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def _name_in(value: object) -> object:
 
 
 def _text(value: object) -> str:
-    return value.value if isinstance(value, Typed) else str(value)
+    return str(value.value if isinstance(value, Typed) else value)
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

@@ -59,6 +59,7 @@ def setting(
     flag: str | None = None,
     flat: bool = False,
     advanced: bool = False,
+    repeat: bool = False,
 ) -> Any:
     """A dataclass field whose help and legal range are written once, for files, flags, `--help` and Python alike.
 
@@ -71,9 +72,11 @@ def setting(
         flag: name of the flag where it differs from the field, `"data"` for `--data`.
         flat: the fields of this nested dataclass become flags without a prefix: `--size`, not `--data.size`.
         advanced: listed by `--help-all` only.
+        repeat: of a tuple of texts: the flag is given once for each, so that they may hold commas.
     """
     limits = Range(low=low, high=high, above=above, below=below)
     about = {"help": help, "range": limits, "group": group, "short": short, "flag": flag, "flat": flat, "advanced": advanced}
+    about["repeat"] = repeat
     return dataclasses.field(default=default, metadata=about)
 
 

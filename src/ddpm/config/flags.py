@@ -165,6 +165,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, families: Families | N
             options["help"] = flag.explanation().replace("%", "%%")
         if flag.hint is bool:
             groups[flag.group].add_argument(*short, flag.option, action=argparse.BooleanOptionalAction, **options)
+        elif flag.field.metadata.get("repeat"):
+            groups[flag.group].add_argument(*short, flag.option, action="append", metavar="TEXT", **options)
         else:
             groups[flag.group].add_argument(*short, flag.option, metavar=_metavar(flag.hint, flag.family), **options)
     if any(flag.advanced for flag in flags):
@@ -191,7 +193,7 @@ def flags_layer(
         for key in flag.path[:-1]:
             table = table.setdefault(key, {})
         no = "--no-" + flag.option.removeprefix("--")
-        leaf = Typed(no if typed is False else flag.option, str(typed))
+        leaf = Typed(no if typed is False else flag.option, typed if isinstance(typed, list) else str(typed))
         if flag.family:
             table.setdefault(flag.path[-1], {})["name"] = leaf
         else:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import TEXT, captions_of
 from ddpm.data.found import Found
 from ddpm.data.settings import Layout
 from ddpm.errors import DataError
@@ -24,6 +25,7 @@ _KEYS = {
     "vector": ("vector",),
     "image": ("image",),
     "mask": ("mask",),
+    TEXT: (TEXT,),
 }
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _MAP_FROM = 2 << 30  # bytes; larger files are memory maps
@@ -38,7 +40,7 @@ def read_arrays(path: Path, layout: Layout = "auto") -> Found:
     axes (N, H, W) are one channel, and 8-bit arrays (N, H, W, C) with C = 1, 3 or 4 and no such number in second place are pictures,
     channels last. `layout="first"` or `"last"` says it outright, so (N, C, L) signals need "first". (N, F) is a table of F columns.
     Names in .npz and .safetensors: samples `x`, `samples` or `arr_0`; class ids `y`, `label`, `labels`, `arr_1` or `class`; conditions
-    `vector` and `image`; which entries are there: `mask`.
+    `vector` and `image`; which entries are there: `mask`; captions `text`, of .npz, a unicode array.
     A .npy or .safetensors file above 2 GiB is mapped, not read. Pickled objects are never loaded.
 
     Raises:
@@ -68,7 +70,7 @@ def read_arrays(path: Path, layout: Layout = "auto") -> Found:
 
 def found_arrays(
     samples: NDArray[Any],
-    cond: Mapping[str, NDArray[Any]] | None = None,
+    cond: Mapping[str, NDArray[Any] | Sequence[str]] | None = None,
     *,
     name: str,
     classes: Sequence[str] = (),
@@ -77,13 +79,15 @@ def found_arrays(
     notices: tuple[str, ...] = (),
 ) -> Found:
     """Samples (N, ...) and conditions ("class" (N,), "vector" (N, V), "image" (N, Ci, *axes), "mask" (N, 1 or C, *axes), or (N, *axes), of
-    0 and 1) as found data; see `read_arrays`.
+    0 and 1, "text" N captions) as found data; see `read_arrays`.
 
     `bins` are the lowest and highest level of integer data; unset, 8-bit data have (0, 255), 16-bit unsigned data (0, 65535), and other
     integers their smallest and largest value, unless these lie more than 65,536 levels apart (then the data count as continuous).
     """
     samples, said = channels_second(numbers_of(np.asanyarray(samples), name), layout, name)
-    conditions, names = _conditions(dict(cond or {}), samples.shape, tuple(classes), name)
+    given = dict(cond or {})
+    texts = captions_of(given.pop(TEXT), len(samples), name) if TEXT in given else None
+    conditions, names = _conditions(given, samples.shape, tuple(classes), name)
     vector = conditions.get("vector")
     return Found(
         name=name,
@@ -94,6 +98,7 @@ def found_arrays(
         vector=() if vector is None else tuple(f"v{i}" for i in range(vector.shape[1])),
         bins=bins_of(samples, bins, name),
         notices=(*notices, *said),
+        texts=texts,
     )
 
 
@@ -167,12 +172,12 @@ def channels_second(array: NDArray[Any], layout: Layout, name: str) -> tuple[NDA
 
 
 def _conditions(
-    cond: dict[str, NDArray[Any]], shape: tuple[int, ...], classes: tuple[str, ...], name: str
+    cond: Mapping[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], name: str
 ) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     count, axes = shape[0], len(shape)
     unknown = sorted(set(cond) - {"class", "vector", "image", "mask"})
     if unknown:
-        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector, image and mask")
+        raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector, image, mask and text")
     done: dict[str, NDArray[Any]] = {}
     for key, given in cond.items():
         values = np.asanyarray(given)

@@ -21,9 +21,10 @@ from PIL import __version__ as pillow_version
 
 from ddpm.cache import folder
 from ddpm.data.dataset import Dataset
-from ddpm.data.demand import Files, Names, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
+from ddpm.data.demand import Files, OnDemand, OnDemandCrops, Stamp, TarFiles, stamp
 from ddpm.data.hub import HubFiles, hub_files
 from ddpm.data.lsun import FILE, files_of, is_lmdb
+from ddpm.data.names import Names
 from ddpm.data.ragged import allowance
 from ddpm.data.settings import DataSettings
 from ddpm.data.shard_arrays import ArrayDecoder
@@ -33,7 +34,7 @@ from ddpm.data.store import PictureDecoder
 from ddpm.denoiser.card import Card
 from ddpm.errors import DDPMError
 
-_HEAD = b"ddpm data index 1\n"
+_HEAD = b"ddpm data index 2\n"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Index:
         arrays |= {f"cond {name}": values for name, values in dataset.cond.items()}
         arrays |= {"numbers": samples.numbers, "train": dataset.train_rows, "held": dataset.held_rows}
         arrays |= {} if dataset.keys is None else {"keys": dataset.keys}
+        texts = dataset.texts
+        arrays |= {"texts": texts.block, "texts end": texts.ends} if isinstance(texts, Names) else {}
         block = io.BytesIO()
         np.savez(block, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
         rest = block.getvalue()
@@ -132,6 +135,7 @@ class Index:
             held_rows=arrays["held"],
             flip=settings.flip,
             keys=arrays.get("keys"),
+            texts=Names(arrays["texts"], arrays["texts end"]) if "texts" in arrays else None,
         )
 
 

@@ -51,6 +51,8 @@ class Croppable(Protocol):
 class Named(Protocol):
     """Texts by number."""
 
+    def __len__(self) -> int: ...
+
     def __getitem__(self, i: int, /) -> str: ...
 
 
@@ -59,8 +61,9 @@ class Dataset:
     """Samples in their own units, channels first, with their conditions, their split and their card.
 
     `samples` is (N, *card.shape): an array in memory, a memory map, or a store of larger pictures whose centre is shown.
-    `cond` may hold "class" (N,) int64, "vector" (N, V) float32, "image" (N, Ci, *axes) and "mask" (N, 1 or C, *axes), 0 where an entry of
-    a sample is not there, whatever `samples` hold there; `train_rows` and `held_rows` are int64.
+    `cond` may hold "class" (N,) int64, "vector" (N, V) float32, "image" (N, Ci, *axes), "tokens" (N, L, E) float32, what an encoder made of
+    the captions `texts` (see `ddpm.training.tokens`), and "mask" (N, 1 or C, *axes), 0 where an entry of a sample is not there, whatever
+    `samples` hold there; `train_rows` and `held_rows` are int64.
     `keys` tell this reading of the data from another one (see `rows`); `watched` are the files that are mapped; `derived` makes further
     conditions of a batch's samples.
     """
@@ -75,6 +78,7 @@ class Dataset:
     watched: tuple[Watched, ...] = ()
     derived: Derived | None = None
     names: Named | None = None  # the file of each row, where samples in memory came from files
+    texts: Named | None = None  # the caption of each row, where the data have them; empty: none
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ddpm.data.dataset import Rows
 from ddpm.data.decode import Unreadable
 from ddpm.data.fit import Misfit
+from ddpm.data.names import Names
 from ddpm.data.ragged import cut
 from ddpm.errors import DataError
 
@@ -51,24 +52,6 @@ class Decoder(Protocol):
     """Bytes to a sample (C, *axes), a pure function of them; Unreadable or Misfit where that cannot be."""
 
     def __call__(self, data: bytes, /) -> NDArray[Any]: ...
-
-
-class Names:
-    """Texts in one block: a few bytes each, where a list of strings takes about a hundred."""
-
-    def __init__(self, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        self.block, self.ends = block, ends
-
-    @classmethod
-    def of(cls, names: list[str]) -> Names:
-        """The names, packed."""
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
-
-    def __getitem__(self, i: int) -> str:
-        start = int(self.ends[i - 1]) if i else 0
-        return self.block[start : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")
 
 
 class FolderFiles:

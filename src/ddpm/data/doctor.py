@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import blank, examples
 from ddpm.data.dataset import Rows, Samples
 from ddpm.data.found import Found
 from ddpm.data.rows import Keys, row_keys
@@ -62,6 +63,8 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         vector=found.vector,
         image_channels=0 if image is None else int(image.shape[1]),
         mask_channels=0 if mask is None else int(mask.shape[1]),
+        captions=0 if found.texts is None else len(found.texts) - blank(found.texts),
+        examples=examples(found.texts),
         count=len(samples),
         held_out=len(held),
         duplicates=len(samples) - len(np.unique(digests)),
@@ -71,7 +74,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         normalise=chosen,
         fields=found.fields,
     )
-    return card, row_keys(digests, found.cond, found.classes)
+    return card, row_keys(digests, found.cond, found.classes, found.texts)
 
 
 def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: str) -> float:
@@ -91,6 +94,8 @@ def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: st
 
 def check_conditions(found: Found) -> None:
     """Raises DataError where the conditions do not belong to the samples: other length, NaN, class ids out of range."""
+    if found.texts is not None and len(found.texts) != len(found.samples):
+        raise DataError(f"{found.name}: {len(found.samples)} samples but {len(found.texts)} captions")
     for key, values in found.cond.items():
         if len(values) != len(found.samples):
             raise DataError(f"{found.name}: {len(found.samples)} samples but {len(values)} entries of the condition {key!r}")
@@ -209,6 +214,10 @@ def _fingerprint(found: Found, digests: NDArray[Any]) -> str:
             total.update(np.ascontiguousarray(chunk).tobytes())
     for names in (found.classes, found.vector):
         total.update(repr(names).encode())
+    if found.texts is not None:
+        total.update(b"text")
+        for part in (found.texts.block, found.texts.ends):
+            total.update(np.ascontiguousarray(part).tobytes())
     return total.hexdigest()
 
 

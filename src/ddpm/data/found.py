@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.dataset import Named, Samples
 from ddpm.denoiser.fields import Fields
+
+if TYPE_CHECKING:
+    from ddpm.data.names import Names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +32,4 @@ class Found:
     notices: tuple[str, ...] = ()
     names: Named | None = None  # the file of each row, where the samples are in memory
     fields: Fields | None = None  # of fields on a grid
+    texts: Names | None = None  # the caption of each row; empty: none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.arrays import found_arrays
+from ddpm.data.captions import TEXT, packed
 from ddpm.data.dataset import Rows
 from ddpm.data.demand import Arrays, OnDemand, Stamp, stamp
 from ddpm.data.found import Found
@@ -88,7 +90,8 @@ def read_hub(name: str, settings: DataSettings, bad_files: Path | None = None) -
 
     The first column of pictures gives the samples, decoded by our own policy, and at each visit where they are larger than the settings'
     share of the memory; without one, all columns of single numbers make a table.
-    The first column of class labels gives the classes. Code that comes with a data set is never run.
+    The first column of class labels gives the classes, a column `text` the captions of pictures. Code that comes with a data
+    set is never run.
 
     Raises:
         ConfigError: the package `datasets` is missing, or a labels file was asked for.
@@ -145,6 +148,9 @@ def _pictures(used: Mapping[str, Any], title: str, image: str, labels: str | Non
     files = HubFiles(list(used.values()), image, title)
     scan = scan_pictures(files.members(), settings, again=True)
     found = assemble(scan, title, settings, bad_files, files)
+    if settings.labels != "none" and _kinds(used["train"]).get(TEXT) == "Value":
+        texts = [str(text or "") for part in used.values() for text in part[TEXT]]
+        found = replace(found, texts=packed([texts[row] for row in scan.kept], title))
     good = np.array(scan.kept, dtype=np.int64)  # rows, in the order of their names, as `assemble` leaves them
     if isinstance(found.samples, OnDemand):
         found.samples.numbers = good[found.samples.numbers]

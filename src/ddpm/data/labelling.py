@@ -24,6 +24,7 @@ class Labelled:
     classes: tuple[str, ...] = ()
     vector: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    texts: tuple[str, ...] | None = None
 
 
 def label(files: Mapping[str, bytes], where: Places, order: Sequence[int], unused: Collection[str], settings: DataSettings) -> Labelled:
@@ -49,7 +50,7 @@ def label(files: Mapping[str, bytes], where: Places, order: Sequence[int], unuse
     if read.vector is not None:
         cond["vector"] = read.vector
     classes = from_folders.classes if read.ids is None else read.classes
-    return Labelled(cond=cond, classes=classes, vector=read.vector_names, notices=read.notices)
+    return Labelled(cond=cond, classes=classes, vector=read.vector_names, notices=read.notices, texts=read.texts)
 
 
 def _lines(files: Mapping[str, bytes], settings: DataSettings) -> tuple[list[Line], str]:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import TEXT
 from ddpm.data.names import natural, safe_name
 from ddpm.errors import DataError
 
 FILE, LABEL, TAGS = "file_name", "label", "tags"
+OWN = (LABEL, TEXT, TAGS)  # columns that are no numbers of a vector
 _BETWEEN = "|"  # tags of a cell
 _MOST_CLASSES = 1_000_000
 _SHOWN = 20
@@ -42,14 +44,16 @@ class Labels:
     vector: NDArray[np.float32] | None
     vector_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    texts: tuple[str, ...] | None = None
 
 
 def read_lines(data: bytes, title: str, folder: str = "") -> list[Line]:
     """The lines of a labels file; names are relative to the folder (of the data set) that the file is in.
 
-    CSV and JSON lines have a column `file_name`, and `label` (whole numbers from 0, or names) or columns of numbers, which together
-    are the vector condition; a column `tags`, a list of names, or in CSV names with | between them, is an entry of the vector for each
-    name: 1 where a picture has it, else 0. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or a list of
+    CSV and JSON lines have a column `file_name`, and `label` (whole numbers from 0, or names), `text` (captions) or columns of numbers,
+    which together are the vector condition; a column `tags`, a list of names, or in CSV names with | between them, is an entry of the
+    vector for each name: 1 where a picture has it, else 0. dataset.json is {"labels": [[file_name, label], ...]}, label a whole number or
+    a list of
     numbers.
 
     Raises:
@@ -115,17 +119,27 @@ def _columns(lines: list[Line], title: str, limit: int | None, problems: list[st
     for key in keys:
         if key == TAGS:
             vectors |= _tags(lines, problems)
-        elif key != LABEL:
+        elif key not in OWN:
             column = _numbers(lines, key, problems)
             if column is None:
                 notices.append(f"{title}: column {key!r} holds no numbers and is not used")
             else:
                 vectors[key] = column
+    texts = _texts(lines, problems) if TEXT in keys else None
     _stop(problems)
-    if ids is None and not vectors:
-        raise DataError(f"{title}: no column {LABEL!r} and no column of numbers; found {', '.join(keys) or 'only names'}")
+    if ids is None and not vectors and texts is None:
+        raise DataError(f"{title}: no column {LABEL!r}, {TEXT!r} or of numbers; found {', '.join(keys) or 'only names'}")
     vector = np.stack(list(vectors.values()), axis=1) if vectors else None
-    return Labels(ids=ids, classes=classes, vector=vector, vector_names=tuple(vectors), notices=tuple(notices))
+    return Labels(ids=ids, classes=classes, vector=vector, vector_names=tuple(vectors), notices=tuple(notices), texts=texts)
+
+
+def _texts(lines: list[Line], problems: list[str]) -> tuple[str, ...]:
+    """The captions; an empty one says nothing of its picture, a missing one is a problem."""
+    values = [line.values.get(TEXT) for line in lines]
+    for line, value in zip(lines, values, strict=True):
+        if not isinstance(value, str):
+            problems.append(f"{line.where}: {TEXT} {'is missing' if value is None else f'is {_short(value)}, no text'}")
+    return tuple(value if isinstance(value, str) else "" for value in values)
 
 
 def _classes(lines: list[Line], limit: int | None, problems: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.data.dataset import Rows
-from ddpm.data.demand import Arrays, Files, FolderFiles, Names
+from ddpm.data.demand import Arrays, Files, FolderFiles
+from ddpm.data.names import Names
 from ddpm.data.sources import Member
 from ddpm.errors import ConfigError, DataError
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddpm.errors import DataError
 
 # The second row is refused by `decode` with a reason each; a picture that is silently passed over is worse.
@@ -92,3 +95,24 @@ def _strip(paths: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     while paths and all(len(parts) > 1 for parts in paths) and len({parts[0] for parts in paths}) == 1:
         paths = [parts[1:] for parts in paths]
     return paths
+
+
+class Names:
+    """Texts in one block: a few bytes each, where a list of strings takes about a hundred."""
+
+    def __init__(self, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.block, self.ends = block, ends
+
+    @classmethod
+    def of(cls, names: list[str]) -> Names:
+        """The names, packed."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = int(self.ends[i - 1]) if i else 0
+        return self.block[start : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")

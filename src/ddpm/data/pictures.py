@@ -15,13 +15,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import packed
 from ddpm.data.decode import Unreadable, strict_pillow
-from ddpm.data.demand import Files, Names, Stamp, TarFiles, stamp
+from ddpm.data.demand import Files, Stamp, TarFiles, stamp
 from ddpm.data.fit import Misfit
 from ddpm.data.found import Found
 from ddpm.data.labelling import label
 from ddpm.data.lsun import files_of
-from ddpm.data.names import is_labels, is_picture, natural, places
+from ddpm.data.names import Names, is_labels, is_picture, natural, places
 from ddpm.data.ragged import Pile, allowance
 from ddpm.data.settings import DataSettings
 from ddpm.data.sources import Member, members
@@ -156,6 +157,7 @@ def assemble(
         unreadable=skipped,
         notices=tuple(notices),
         names=None if scan.pile.forgotten else Names.of([scan.names[i] for i in order]),
+        texts=None if labels.texts is None else packed(labels.texts, title),
     )
 
 

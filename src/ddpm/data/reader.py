@@ -57,7 +57,7 @@ def open_data(settings: DataSettings, *, bad_files: Path | None = None) -> Datas
 
 def from_arrays(
     samples: NDArray[Any],
-    cond: Mapping[str, NDArray[Any]] | None = None,
+    cond: Mapping[str, NDArray[Any] | Sequence[str]] | None = None,
     *,
     name: str = "arrays",
     classes: Sequence[str] = (),
@@ -69,9 +69,9 @@ def from_arrays(
 ) -> Dataset:
     """A data set of a person's own arrays: samples (N, C, *axes) or a table (N, F), in their own units.
 
-    `cond` may hold "class" (N,) ids from 0, "vector" (N, V), "image" (N, Ci, *axes) and "mask" (N, 1 or C, *axes), 0 where an entry is not
-    there: it may be NaN then. `classes` names the ids; `bins` are the lowest and highest level of integer data; `holdout` is the share to
-    hold out, or the very rows. `layout` is as in `DataSettings`.
+    `cond` may hold "class" (N,) ids from 0, "vector" (N, V), "image" (N, Ci, *axes), "text", N captions, and "mask" (N, 1 or C, *axes), 0
+    where an entry is not there: it may be NaN then. `classes` names the ids; `bins` are the lowest and highest level of integer data;
+    `holdout` is the share to hold out, or the very rows. `layout` is as in `DataSettings`.
 
     Raises:
         ConfigError: a setting out of range.
@@ -115,6 +115,7 @@ def finish(found: Found, settings: DataSettings) -> Dataset:
         keys=keys,
         watched=files,
         names=found.names,
+        texts=found.texts,
     )
 
 
@@ -160,7 +161,7 @@ def _set_classes(found: Found, settings: DataSettings) -> Found:
     """The labels dropped where the settings say so, and held to the number of classes they name."""
     labels = found.cond.get("class")
     if settings.labels == "none":
-        return replace(found, cond={key: values for key, values in found.cond.items() if key != "class"}, classes=())
+        return replace(found, cond={key: values for key, values in found.cond.items() if key != "class"}, classes=(), texts=None)
     if settings.classes is None:
         return found
     if labels is None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ddpm.data.dataset import Named
 
 MOST = 4_000_000  # samples; of more than these only the fingerprint is kept
 Keys = NDArray[np.uint64]
 
 
-def row_keys(digests: NDArray[Any], cond: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> Keys | None:
-    """64 bits of SHA-256 over each sample's digest and its conditions, a class by its name, ascending; None of more than `MOST` samples."""
+def row_keys(digests: NDArray[Any], cond: Mapping[str, NDArray[Any]], classes: Sequence[str], texts: Named | None = None) -> Keys | None:
+    """64 bits of SHA-256 over each sample's digest, its conditions, a class by its name, and its caption, ascending; None of more than
+    `MOST` samples.
+    """
     if len(digests) > MOST:
         return None
     keys = np.empty(len(digests), dtype=np.uint64)
@@ -23,6 +28,8 @@ def row_keys(digests: NDArray[Any], cond: Mapping[str, NDArray[Any]], classes: S
         for name in sorted(cond):
             value = cond[name][i]
             total.update(classes[int(value)].encode() if name == "class" else np.ascontiguousarray(value).tobytes())
+        if texts is not None:
+            total.update(texts[i].encode())
         keys[i] = int.from_bytes(total.digest()[:8], "little")
     return np.sort(keys)
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ddpm.data.arrays import bins_of, channels_second, is_pictures, numbers_of
 from ddpm.data.decode import Unreadable
-from ddpm.data.demand import Names, OnDemand, Stamp, TarFiles
+from ddpm.data.demand import OnDemand, Stamp, TarFiles
 from ddpm.data.found import Found
 from ddpm.data.labelling import label
-from ddpm.data.names import natural, places
+from ddpm.data.names import Names, natural, places
 from ddpm.data.pictures import Paths, judge
 from ddpm.data.settings import DataSettings, Layout
 from ddpm.data.sources import Member

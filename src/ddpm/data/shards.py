@@ -1,7 +1,8 @@
 """WebDataset-style shards: tars of `KEY.jpg` with `KEY.cls` or `KEY.json` beside it, read as one data set and never unpacked or held.
 
 Shards are named by a pattern, `train-{000000..000127}.tar` or `train-*.tar`, or by the folder they are in. A single tar is read so where it
-holds `.cls` files. Every sample keeps its place, (shard, offset, size), so rows can be read in any order and a run resumes anywhere.
+holds `.cls` files, or captions, `KEY.txt`. Every sample keeps its place, (shard, offset, size), so rows can be read in any order
+and a run resumes anywhere.
 
 Reference: Aizman, Maltby and Breuel 2019, High Performance I/O For Large Scale Deep Learning, arXiv 2001.01858: the naming convention.
 """
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.captions import packed
 from ddpm.data.demand import OnDemand, Stamp, stamp
 from ddpm.data.found import Found
 from ddpm.data.names import SPLITS, is_picture, natural
@@ -96,7 +98,8 @@ def find_shards(text: str) -> Shards | None:
 
 
 def read_shards(shards: Shards, title: str, settings: DataSettings, bad_files: Path | None = None) -> Found:
-    """The samples of shards, decoded at each visit, with their classes; rows go shard by shard, in natural order of the keys within one.
+    """The samples of shards, decoded at each visit, with their classes and captions (`.txt`); rows go shard by shard, in natural order
+    of the keys within one.
 
     Classes are whole numbers or names from `.cls`, or from the entry label, cls or class of `.json`; without any they come from a labels
     file that the settings name, or from folders within the shards. Shards whose names begin with train, validation (valid, val) and test
@@ -118,11 +121,16 @@ def read_shards(shards: Shards, title: str, settings: DataSettings, bad_files: P
 
 
 def _labelled(found: Found, beside: _Beside, settings: DataSettings) -> Found:
-    if settings.labels is not None or not (beside.values or beside.problems):
+    if settings.labels is not None or not (beside.values or beside.texts or beside.problems):
         return found
     assert isinstance(found.samples, OnDemand)
     samples = found.samples
     names = [samples.files.name(int(number)) for number in samples.numbers]
+    texts = [beside.texts.get(key_of(name)[0], "") for name in names]
+    if any(texts):
+        found = replace(found, texts=packed(texts, found.name))
+    if not (beside.values or beside.problems):
+        return found
     ids, classes = beside.of(names, found.name)
     alone = len(beside.values.keys() - {key_of(name)[0] for name in names}) - len(found.unreadable)
     notices = (*found.notices, f"{alone:,} labels belong to no sample: are pictures missing?") if alone > 0 else found.notices
@@ -142,6 +150,7 @@ class _Beside:
 
     arrays: ArrayScan
     values: dict[str, int | str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def take(self, member: Member) -> bool:
@@ -150,9 +159,15 @@ class _Beside:
         if ending == "npy":
             self.arrays.add(member)
             return True
-        if ending not in ("cls", "json"):
+        if ending not in ("cls", "json", "txt"):
             return False
         data = member.open() if member.size <= _MOST_LABEL_BYTES else b""
+        if ending == "txt":
+            try:
+                self.texts[key] = (data if isinstance(data, bytes) else b"").decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.problems.append(f"{member.name}: not UTF-8 text")
+            return True
         value = _label(data if isinstance(data, bytes) else b"", ending)
         if isinstance(value, _Wrong):
             self.problems.append(f"{member.name}: {value}")
@@ -259,11 +274,14 @@ def _is_shard(file: str) -> bool:
 
 
 def _has_classes(path: Path) -> bool:
-    """Whether a lone tar, not compressed, holds .cls files among its first members."""
+    """Whether a lone tar, not compressed, holds .cls files, or .txt beside pictures, among its first members."""
     if not path.name.lower().endswith(".tar"):
         return False
     try:
         with tarfile.open(path, "r:") as archive:
-            return any(key_of(info.name)[1] == "cls" for info in itertools.islice(archive, _LOOKED_AT))
+            names = [info.name for info in itertools.islice(archive, _LOOKED_AT)]
+            shown = {key_of(name)[0] for name in names if is_picture(name)}
+            beside = [key_of(name) for name in names]
+            return any(ending == "cls" or (ending == "txt" and key in shown) for key, ending in beside)
     except (tarfile.TarError, OSError, EOFError):
         return False  # the reader of archives says what is wrong

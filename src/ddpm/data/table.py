@@ -51,6 +51,9 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         facts.append(("mask", f"{card.mask_channels} channels: entries may be missing; the statistics are of those that are there"))
     if card.fields is not None:
         facts += _fields(card.fields)
+    if card.captions:
+        facts.append(("captions", f"{card.captions:,} of {card.count:,} samples"))
+        facts += [("", f'"{text}"') for text in card.examples]
     return [*facts, ("fingerprint", card.fingerprint)]
 
 

@@ -29,6 +29,8 @@ from ddpm.denoiser.parameterization import (
 from ddpm.denoiser.student import Student
 
 if TYPE_CHECKING:
+    from ddpm.denoiser.asking import prompts as prompts
+    from ddpm.denoiser.asking import references as references
     from ddpm.denoiser.cascade import Base as Base
     from ddpm.denoiser.cascade import enlarged as enlarged
     from ddpm.denoiser.cascade import factors as factors
@@ -52,6 +54,7 @@ _MODULES = {  # these need torch, and are imported when first asked for
         ("UNASKED", "BoundModel", "Cond", "Denoiser", "Model", "NetworkDenoiser", "Residuals", "asked"), "ddpm.denoiser.denoiser"
     ),
     **dict.fromkeys(("Mixture", "finite", "gaussian"), "ddpm.denoiser.exact"),
+    **dict.fromkeys(("prompts", "references"), "ddpm.denoiser.asking"),
     "Twice": "ddpm.denoiser.twice",
 }
 
@@ -95,7 +98,9 @@ __all__ = [
     "finite",
     "gaussian",
     "legal",
+    "prompts",
     "reaches_zero",
+    "references",
     "told",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddpm.denoiser.fields import Fields
+from ddpm.networks.encoders.settings import EncoderSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class Card:
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition
     image_channels: int = 0  # channels of the image/field condition that is concatenated to the input
     mask_channels: int = 0  # of the mask that says which entries are there: 0: all of all samples; 1: the same for all channels; else each
+    captions: int = 0  # samples that have one
+    examples: tuple[str, ...] = ()  # a few of the captions
+    tokens: EncoderSettings | None = None  # what makes tokens of the captions, or of pictures, where the data were opened with an encoder
     count: int = 0  # samples in all
     held_out: int = 0  # of which held out
     duplicates: int = 0  # samples that repeat an earlier one exactly

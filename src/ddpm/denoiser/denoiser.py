@@ -19,6 +19,7 @@ from ddpm.denoiser.serving import frozen
 from ddpm.denoiser.student import Student
 from ddpm.errors import ConfigError
 from ddpm.networks.autoencoder import Autoencoder
+from ddpm.networks.encoders import EncoderSettings
 from ddpm.process import At, Process
 
 Cond = Mapping[str, Tensor] | None
@@ -75,6 +76,7 @@ class Denoiser(nn.Module, ABC):
     classes: int = 0  # of the condition "class"; 0: none, or not known
     codec: Codec | None = None  # None: the data are diffused as they are
     base: Base | None = None  # what draws the smaller samples it enlarges, where it does
+    text: EncoderSettings | None = None  # what makes the condition "tokens", where it takes it
 
     @abstractmethod
     def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
@@ -93,7 +95,7 @@ class Denoiser(nn.Module, ABC):
         """Be of the same data, process and meaning as another: for those that wrap one."""
         self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range
         self.shape, self.codec, self.classes, self.self_condition = other.shape, other.codec, other.classes, other.self_condition
-        self.meaning, self.times, self.base = other.meaning, other.times, other.base
+        self.meaning, self.times, self.base, self.text = other.meaning, other.times, other.base, other.text
 
     def null(self, cond: Cond) -> Cond:
         """The condition that says nothing: the same mapping with `null` set for every sample."""
@@ -146,7 +148,7 @@ class NetworkDenoiser(Denoiser):
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
     cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first. given: what cond["image"] is made of, where it is
-    made of the sample.
+    made of the sample. text: the encoder that made cond["tokens"].
 
     cond["mask"] (B, 1 or C, *axes), where given, is true where an entry is there. The others are 0 in the space diffused in, and known to
     be: the network sees zeros there, the prediction is x0 = 0 and eps = x/sigma, so that no loss counts them and every sampler ends at 0.
@@ -174,6 +176,7 @@ class NetworkDenoiser(Denoiser):
         through: tuple[Autoencoder, Codec] | None = None,
         base: Base | None = None,
         given: Given | None = None,
+        text: EncoderSettings | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -188,6 +191,7 @@ class NetworkDenoiser(Denoiser):
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
         self.given = given
+        self.text = text
         if student is not None:
             self.meaning, self.times = student.meaning, student.times
         slack = 1e-6  # a plan's instants are recomputed from the grid

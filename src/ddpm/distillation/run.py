@@ -129,10 +129,12 @@ def distill(
 
 def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distillation:
     """The method with what it must know of the teacher; ConfigError where they do not suit one another."""
+    from ddpm.training.build import labelled
+
     document = saved.document("config")
     method, name = config.method, type(config.method).__name__
     meaning = (document.get("student") or {"meaning": "mean"})["meaning"]
-    conditional = bool(document["classes"] or document["vector"])
+    conditional = labelled(document)
     problems: list[str] = []
     if meaning != "mean":
         problems.append(f"teacher: {teacher} is itself a student that takes few steps; distil the model it came from")
@@ -214,7 +216,7 @@ def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out:
     return replace(
         usual, data=base.data, autoencoder=base.autoencoder, schedule=base.schedule, parameterization=base.parameterization,
         clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks,
-        cascade=base.cascade, loss=loss,
+        cascade=base.cascade, text=base.text, loss=loss,
         init=loss.teacher, out=str(out), steps=config.updates, batch=config.batch or base.batch, seed=config.seed,
         checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate_every=config.checkpoint_every,
         preview=config.preview, optimizer=config.optimizer, ema=config.ema, device=config.device, precision=config.precision,

@@ -20,9 +20,10 @@ from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.given import with_given
 from ddpm.training.latents import in_latents, load_through
-from ddpm.training.machine import Machine, choose
+from ddpm.training.machine import Machine, choose, device_of
 from ddpm.training.memory import available_memory
 from ddpm.training.run import run_folder
+from ddpm.training.tokens import tokenised
 
 
 class Foretold(NamedTuple):
@@ -127,6 +128,7 @@ def make_plan(layers: Sequence[Layer], *, data: Dataset | None = None, seconds: 
     config = resolve(TrainConfig, list(layers), FAMILIES)
     began = time.perf_counter()
     dataset = with_given(data if data is not None else open_data(config.data), config.given)
+    dataset = tokenised(dataset, config.text, config.conditional, lambda _: None, device=device_of(config.device))
     if config.autoencoder is not None:
         dataset = in_latents(dataset, load_through(config.autoencoder, dataset))
     reading = time.perf_counter() - began

@@ -142,6 +142,7 @@ def activations_of(config: TrainConfig, card: Card, machine: Machine) -> int:
         "class": torch.zeros(1, dtype=torch.int64),
         "vector": torch.zeros(1, spec.vector),
         "image": torch.zeros(1, spec.image, *card.shape[1:]),
+        "tokens": torch.ones(1, card.tokens.length if card.tokens else 0, spec.tokens),
     }
     given = {key: cond[key].to(machine.device) for key in spec.keys} or None
     with (

@@ -40,6 +40,10 @@ class Part(nn.Module):
         return super().__call__(*inputs, **named)
 
 
+class Block(Part):
+    """A part that may be computed again for its gradient."""
+
+
 @contextmanager
 def reference(network: nn.Module) -> Iterator[None]:
     """Within this context `network` computes by the textbook: softmax attention spelled out, repeat then convolve, nothing in place,
@@ -76,7 +80,7 @@ def checkpoint_activations(network: nn.Module, wanted: bool) -> None:
     Reference: Chen, Xu, Zhang, Guestrin 2016, arXiv 1604.06174.
     """
     for part in checkpointable(network) if wanted else network.modules():
-        if isinstance(part, ResidualBlock | Attention):
+        if isinstance(part, Block):
             part.again = wanted
 
 
@@ -95,7 +99,7 @@ def checkpointed(network: nn.Module, wanted: bool) -> Iterator[None]:
 
 def checkpointable(network: nn.Module) -> list[nn.Module]:
     """The parts that can be computed twice; ConfigError where there are none."""
-    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, ResidualBlock | Attention)]
+    parts: list[nn.Module] = [part for part in network.modules() if isinstance(part, Block)]
     if not parts:
         raise ConfigError(f"gradient_checkpointing: {type(network).__name__} has no blocks it could be done for; it is for the UNet")
     return parts
@@ -179,7 +183,7 @@ def pool(x: Tensor) -> Tensor:
     return POOLS[x.ndim - 3](x, 2)
 
 
-class ResidualBlock(Part):
+class ResidualBlock(Block):
     """h = conv1(swish(norm1(x))); h takes the embedding; return shortcut(x) + conv2(dropout(swish(norm2(h)))).
 
     The embedding e (B, E), already through swish, enters as h + W e, or with `film` as norm2(h) (1 + scale) + shift, (scale, shift) = W e.
@@ -233,7 +237,7 @@ class ResidualBlock(Part):
         return h + other if self.plain else h.add_(other)
 
 
-class Attention(Part):
+class Attention(Block):
     """x + proj(softmax(q k^T / sqrt(d)) v), over all positions, on the normed x, in `heads` heads of d channels.
 
     Reference: Vaswani et al. 2017, arXiv 1706.03762, equation 1; placed as in Ho et al. 2020, arXiv 2006.11239, appendix B.
@@ -262,9 +266,10 @@ class Attention(Part):
         return x + self.proj(h).transpose(1, 2).view_as(x)
 
 
-def spelled_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), operation by operation."""
-    return torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
+def spelled_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d), over the keys that are `seen`, operation by operation."""
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    return torch.softmax(scores if seen is None else scores.masked_fill(~seen, -torch.inf), dim=-1) @ v
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

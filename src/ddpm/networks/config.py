@@ -24,8 +24,9 @@ class CondSpec:
     """What a network is conditioned on; 0 means "not at all".
 
     The mapping handed to the network then holds `class` (B,) int64 in 0..classes-1, `vector` (B, vector) float, `image`
-    (B, image, *axes) float, and optionally `null` (B,) bool: where true, the sample is unconditional (the class and the vector
-    are replaced by learned null embeddings, the image by zeros). Where `null` is given, the other keys may be left out.
+    (B, image, *axes) float, `tokens` (B, L, tokens) float, of any L, where a token of zeros is none, and optionally `null` (B,) bool: where
+    true, the sample is unconditional (the class and the vector are replaced by learned null embeddings, the image by zeros, the tokens by
+    none). Where `null` is given, the other keys may be left out.
     `x0` (B, C, *axes) and `augment` (B, augment) float may always be left out, which is the same as zeros, and `guidance` (B,) float, which
     is the same as ones; `null` leaves them as they are: they do not say what is asked for. Nor do `low` (B, C, *axes) and `low_noise` (B,),
     a sample enlarged from fewer entries and the noise that was laid on it, nor `mask` (B, mask, *axes), true where an entry is there.
@@ -34,6 +35,7 @@ class CondSpec:
     classes: int = setting(0, "classes; the class id is 0..classes-1", low=0, high=1_000_000)
     vector: int = setting(0, "entries of the vector", low=0, high=1_000_000)
     image: int = setting(0, "channels of the image or field laid beside the input", low=0, high=65_536)
+    tokens: int = setting(0, "entries of a token, of a caption or a reference picture", low=0, high=1_000_000)
     x0: bool = setting(False, "an earlier prediction of the data is laid beside the input")
     augment: int = setting(0, "entries of the vector that says how the sample was augmented", low=0, high=1000)
     guidance: bool = setting(False, "the scale of guidance whose result is imitated")
@@ -46,8 +48,8 @@ class CondSpec:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The conditions a sample can be asked for under: of class, vector, image."""
-        sizes = {"class": self.classes, "vector": self.vector, "image": self.image}
+        """The conditions a sample can be asked for under: of class, vector, image, tokens."""
+        sizes = {"class": self.classes, "vector": self.vector, "image": self.image, "tokens": self.tokens}
         return tuple(key for key, size in sizes.items() if size)
 
     def problems(self) -> list[str]:
@@ -71,7 +73,9 @@ class UNetConfig:
         (1, 2, 2, 2), "channels of each level, as multiples of the first's; each further level halves the size", low=1
     )
     blocks: int = setting(2, "residual blocks of a level on the way down (one more on the way up)", low=1, high=256)
-    attention: tuple[int, ...] = setting((1,), "levels with self-attention, 0 is the full size; the middle always has it", low=0)
+    attention: tuple[int, ...] = setting(
+        (1,), "levels with self-attention, and to tokens where there are any, 0 is the full size; the middle always has it", low=0
+    )
     heads: int = setting(1, "attention heads", low=1)
     head_channels: int = setting(0, "channels of an attention head; 0: as many as `heads` gives", low=0)
     film: bool = setting(False, "condition by scale and shift after the second norm instead of by addition")

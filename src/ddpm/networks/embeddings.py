@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import dense, start
 from ddpm.networks.config import CondSpec
+from ddpm.networks.tokens import Context, TokenInput
 
 Cond = Mapping[str, Tensor]
 GUIDED = 100.0  # readings of the sinusoidal embedding for each unit of the guidance scale
@@ -38,8 +39,8 @@ class Embedding(nn.Module):
 
     Row `classes` of the class table, and `null_vector`, are learned and stand for "no condition". Where there is an augmentation a, W2 a is
     added to W0 sin(c_noise), without a bias, so that a = 0 says nothing; so are waves of a guidance scale, whose weights begin at zero:
-    a network without them becomes one with them and says the same. Waves of the noise on an enlarged sample are added likewise. Returns
-    (B, width).
+    a network without them becomes one with them and says the same. Waves of the noise on an enlarged sample are added likewise, and what
+    tokens say on average (`TokenInput`). Returns (B, width).
 
     Reference: augmentation: Karras et al., 2022, arXiv:2206.00364, appendix F.2; guidance scale: Meng et al., 2022, arXiv:2210.03142,
     section 3.1; noise on an enlarged sample: Ho et al., 2022, arXiv:2106.15282, section 3.
@@ -62,9 +63,23 @@ class Embedding(nn.Module):
             self.guidance = start(nn.Linear(dim, width, bias=False), zero=True)
         if cond.low:
             self.low = start(nn.Linear(dim, width, bias=False), zero=False)
+        if cond.tokens:
+            self.tokens = TokenInput(cond.tokens, width)
 
-    def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
-        """c_noise (B,), cond as CondSpec says; returns (B, width). Raises ConfigError for a missing or misshapen condition."""
+    def context(self, cond: Cond | None, batch: int) -> Context | None:
+        """The tokens of the condition, read once for the embedding and every attention; None for a network that takes none."""
+        if not self.spec.tokens:
+            return None
+        cond = cond or {}
+        given = cond.get("tokens")
+        if given is None:
+            named(cond, "tokens", (batch, 0, self.spec.tokens))
+        return self.tokens(given, cond.get("null"), batch)
+
+    def forward(self, c_noise: Tensor, cond: Cond | None, context: Context | None = None) -> Tensor:
+        """c_noise (B,), cond as CondSpec says, context as `context` gives it; returns (B, width). Raises ConfigError for a missing or
+        misshapen condition.
+        """
         batch = c_noise.shape[0]
         cond = cond or {}
         null = cond.get("null")
@@ -85,6 +100,8 @@ class Embedding(nn.Module):
             total = total + self._class(named(cond, "class", (batch,)), null, batch)
         if self.spec.vector:
             total = total + self._vector(named(cond, "vector", (batch, self.spec.vector)), null)
+        if context is not None:
+            total = total + self.tokens.pooled(context)
         return total
 
     def _strength(self, scale: Tensor) -> Tensor:

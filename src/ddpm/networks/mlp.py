@@ -51,7 +51,7 @@ class MLP(nn.Module):
             raise ConfigError(f"MLP: got x of shape {tuple(x.shape)}; it was built for (B, {self.shape[0]})")
         if c_noise.shape != x.shape[:1]:
             raise ConfigError(f"MLP: got c_noise of shape {tuple(c_noise.shape)}; it needs one number a sample, ({x.shape[0]},)")
-        emb = F.silu(self.embed(c_noise, cond))
+        emb = F.silu(self.embed(c_noise, cond, self.embed.context(cond, len(x))))
         h = self.stem(with_fields(x, cond, self.cond))
         for block in self.blocks:
             h = block(h, emb)

@@ -14,37 +14,45 @@ from ddpm.networks.blocks import Attention, ResidualBlock, group_norm, three_tap
 from ddpm.networks.config import CondSpec, UNetConfig, nearest_sizes
 from ddpm.networks.embeddings import Cond, Embedding, with_fields
 from ddpm.networks.resampling import Downsample, Upsample
+from ddpm.networks.tokens import Context, CrossAttention
 
 
 class Level(nn.Module):
-    """One size, one way: residual blocks, an attention after each where the level has it, and the step to the next size."""
+    """One size, one way: residual blocks, an attention after each where the level has it, one to tokens where there are any, and the step
+    to the next size.
+    """
 
-    def __init__(self, blocks: Sequence[nn.Module], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
+    def __init__(
+        self, blocks: Sequence[nn.Module], attention: Sequence[nn.Module], told: Sequence[CrossAttention], resample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
+        self.told = nn.ModuleList(told)
         self.resample = resample
 
-    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor] | None = None) -> list[Tensor]:
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor] | None = None, context: Context | None = None) -> list[Tensor]:
         """Every tensor made, the last one the next level's input; on the way up each block takes the last of `skips` beside its input."""
         made: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             h = block(h if skips is None else torch.cat([h, skips.pop()], dim=1), emb)
             h = self.attention[index](h) if len(self.attention) else h
+            h = self.told[index](h, context) if len(self.told) else h
             made.append(h)
         return made if self.resample is None else [*made, self.resample(h, emb)]
 
 
 class Middle(nn.Module):
-    """The smallest size: a residual block, attention, a residual block."""
+    """The smallest size: a residual block, attention, one to tokens where there are any, a residual block."""
 
-    def __init__(self, first: ResidualBlock, attention: Attention, second: ResidualBlock) -> None:
+    def __init__(self, first: ResidualBlock, attention: Attention, told: CrossAttention | None, second: ResidualBlock) -> None:
         super().__init__()
-        self.first, self.attention, self.second = first, attention, second
+        self.first, self.attention, self.told, self.second = first, attention, told, second
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, context: Context | None = None) -> Tensor:
         """h (B, C, *axes); returns the same shape."""
-        return self.second(self.attention(self.first(h, emb)), emb)
+        h = self.attention(self.first(h, emb))
+        return self.second(h if self.told is None else self.told(h, context), emb)
 
 
 class UNet(nn.Module):
@@ -74,12 +82,19 @@ class UNet(nn.Module):
             }
             return ResidualBlock(axes, inputs, outputs, width, **shared, resize=resize)
 
-        def attention(size: int) -> Attention:
-            heads = size // config.head_channels if config.head_channels else config.heads
-            return Attention(size, heads, groups=config.groups, zero=config.zero_init)
+        def heads(size: int) -> int:
+            return size // config.head_channels if config.head_channels else config.heads
 
-        def attentions(level: int, count: int) -> list[Attention]:
-            return [attention(sizes[level]) for _ in range(count)] if level in config.attention else []
+        def attention(size: int) -> Attention:
+            return Attention(size, heads(size), groups=config.groups, zero=config.zero_init)
+
+        def told(size: int) -> CrossAttention:
+            return CrossAttention(size, width, heads(size), groups=config.groups, zero=config.zero_init)
+
+        def attentions(level: int, count: int) -> tuple[list[Attention], list[CrossAttention]]:
+            count = count if level in config.attention else 0
+            size = sizes[level]
+            return [attention(size) for _ in range(count)], [told(size) for _ in range(count if cond.tokens else 0)]
 
         def resample(size: int, way: str) -> nn.Module:
             if config.resample == "block":
@@ -94,17 +109,17 @@ class UNet(nn.Module):
             inputs = [here] + [sizes[level]] * (config.blocks - 1)
             here, last = sizes[level], level == levels[-1]
             self.down.append(
-                Level([block(i, here) for i in inputs], attentions(level, config.blocks), None if last else resample(here, "down"))
+                Level([block(i, here) for i in inputs], *attentions(level, config.blocks), None if last else resample(here, "down"))
             )
             made += [here] * (config.blocks + (not last))
-        self.middle = Middle(block(here, here), attention(here), block(here, here))
+        self.middle = Middle(block(here, here), attention(here), told(here) if cond.tokens else None, block(here, here))
         up: list[Level] = []
         for level in reversed(levels):
             blocks: list[ResidualBlock] = []
             for _ in range(config.blocks + 1):
                 blocks.append(block(here + made.pop(), sizes[level]))
                 here = sizes[level]
-            up.append(Level(blocks, attentions(level, config.blocks + 1), resample(here, "up") if level else None))
+            up.append(Level(blocks, *attentions(level, config.blocks + 1), resample(here, "up") if level else None))
         self.up = nn.ModuleList(reversed(up))
         self.norm = group_norm(base * config.mults[0], config.groups)
         self.head = three_taps(axes, base * config.mults[0], out * shape[0], zero=config.zero_init, circular=circular)
@@ -116,16 +131,17 @@ class UNet(nn.Module):
         Raises ConfigError for what does not fit.
         """
         self._check(x, c_noise)
-        emb = F.silu(self.embed(c_noise, cond))
+        context = self.embed.context(cond, len(x))
+        emb = F.silu(self.embed(c_noise, cond, context))
         layout = self.layout if x.ndim == 4 else torch.contiguous_format
         x_in, inner = fitted(with_fields(x, cond, self.cond), self.factor) if self.config.fit else (with_fields(x, cond, self.cond), ...)
         x_in = x_in.contiguous(memory_format=layout)
         skips = [self.stem(x_in).contiguous(memory_format=layout)]  # a picture of one channel has both layouts at once: what follows, not
         for level in self.down:
-            skips += level(skips[-1], emb)
-        h = self.middle(skips[-1], emb)
+            skips += level(skips[-1], emb, context=context)
+        h = self.middle(skips[-1], emb, context)
         for level in reversed(self.up):
-            h = level(h, emb, skips)[-1]
+            h = level(h, emb, skips, context)[-1]
         return self.head(self.norm(h, swish=True))[inner].to(x.dtype)
 
     @property

@@ -29,6 +29,7 @@ from ddpm.errors import CheckpointError, ConfigError, MissingLibraryError
 from ddpm.networks import pretrained
 from ddpm.networks.autoencoder import Autoencoder
 from ddpm.networks.config import AutoencoderConfig, CondSpec, MLPConfig, UNetConfig
+from ddpm.networks.encoders import EncoderSettings
 from ddpm.objective import Denoising, EDMWeighting, LearnedSchedule
 from ddpm.process import Process, Schedule
 from ddpm.random import torch_seed
@@ -36,7 +37,7 @@ from ddpm.training.augment import ENTRIES
 from ddpm.training.config import FAMILIES, TrainConfig
 
 NetworkConfig = UNetConfig | MLPConfig
-TRICKS = ("x0", "augment", "guidance", "low", "mask")  # of CondSpec: what a sample is not asked for under
+LATER = ("x0", "augment", "guidance", "low", "mask", "tokens")  # of CondSpec: what config.json leaves out where there is none
 
 
 def default_network(shape: tuple[int, ...], fit: bool = False) -> NetworkConfig:
@@ -62,7 +63,8 @@ def cond_spec(card: Card, config: TrainConfig) -> CondSpec:
     }  # fmt: skip
     if not config.conditional:
         return CondSpec(image=card.image_channels, **tricks)
-    return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels, **tricks)
+    tokens = 0 if card.tokens is None else card.tokens.size
+    return CondSpec(classes=len(card.classes), vector=len(card.vector), image=card.image_channels, tokens=tokens, **tricks)
 
 
 def measured(config: TrainConfig, card: Card, *, own: bool = False) -> TrainConfig:
@@ -117,6 +119,7 @@ def build_denoiser(
         through=through,
         base=base,
         given=config.given,
+        text=card.tokens if spec.tokens else None,
     )
 
 
@@ -127,7 +130,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "parameterization": to_dict(denoiser.parameterization, named=True),
         "clock": to_dict(denoiser.clock, named=True),
         "network": to_dict(config.network, named=True) if config.network is not None and own is None else {"own": own},
-        "cond": {key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in TRICKS},
+        "cond": {key: value for key, value in to_dict(cond_spec(card, config)).items() if value or key not in LATER},
         "cond_dropout": config.cond_dropout,
         "learned_variance": denoiser.learned_variance,
         **_encoded(denoiser.codec),
@@ -137,9 +140,15 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "vector": list(card.vector) if config.conditional else [],
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
         **({"given": to_dict(denoiser.given, named=True)} if denoiser.given is not None else {}),
+        **({"text": to_dict(denoiser.text)} if denoiser.text is not None else {}),
         **_below(denoiser.base),
         **({"fields": to_dict(card.fields)} if card.fields is not None else {}),
     }
+
+
+def labelled(document: Mapping[str, Any]) -> bool:
+    """Whether the model that config.json describes can be asked for something by name, number or text."""
+    return bool(document["classes"] or document["vector"] or document.get("text"))
 
 
 def _encoded(codec: Codec) -> dict[str, Any]:
@@ -170,6 +179,11 @@ def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]
         raise ConfigError(f"config.json: the autoencoder's scale is {scale}, must be positive")
     model.scale = scale
     return model, from_dict(Codec, about["codec"], where="config.json")
+
+
+def described_text(document: Mapping[str, Any]) -> EncoderSettings | None:
+    """The encoder of what a model is told, as config.json describes it; None for a model without."""
+    return from_dict(EncoderSettings, document["text"], where="config.json") if document.get("text") else None
 
 
 def described_base(about: Mapping[str, Any]) -> Base:
@@ -238,6 +252,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             through=described_autoencoder(document["autoencoder"]) if document.get("autoencoder") else None,
             base=described_base(document["base"]) if document.get("base") else None,
             given=from_dict(Given, document["given"], FAMILIES, "config.json") if document.get("given") else None,
+            text=described_text(document),
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

@@ -57,6 +57,9 @@ def check_base(base: Base, card: Card) -> None:
     for name, there, here in (("classes", base.about["classes"], card.classes), ("vector", base.about["vector"], card.vector)):
         if there and here and list(there) != list(here):
             problems.append(f"base: its {name} are {', '.join(there)}; those of {card.name} are {', '.join(here)}, in this order")
+    theirs = base.denoiser.text
+    if theirs is not None and (card.tokens is None or card.tokens.identity != theirs.identity):
+        problems.append(f"base: is told by {theirs.title}; train this stage with the same encoder (--text, --reference)")
     if "image" in getattr(base.denoiser, "conditions", ()):
         problems.append("base: needs a condition image beside each sample, which a cascade does not hand down")
     if base.noise < base.drawn:

@@ -15,6 +15,7 @@ from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LossSettings, Stepwis
 from ddpm.objective.times import TIMES, Times
 from ddpm.objective.weighting import WEIGHTINGS, Weighting
 from ddpm.process import SCHEDULES, Cosine, Schedule
+from ddpm.training.text import TextSettings
 from ddpm.training.tricks import Tricks
 
 FAMILIES: dict[type, tuple[type, ...]] = {
@@ -134,7 +135,7 @@ class TrainConfig:
     network: UNetConfig | MLPConfig | None = setting(
         None, "network; none: UNet for pictures, signals and volumes, MLP for tables", group="model"
     )
-    conditional: bool = setting(True, "learn from labels and vectors where the data have them", group="model")
+    conditional: bool = setting(True, "learn from labels, vectors and captions where the data have them", group="model")
     given: Given | None = setting(
         None, "draw samples from a part of what they say: small (super-resolution), grey (colourisation); none: no", group="model"
     )
@@ -142,6 +143,7 @@ class TrainConfig:
         0.1, "share of samples whose condition is hidden, so that guidance works", low=0.0, high=1.0, group="model"
     )
 
+    text: TextSettings = setting(TextSettings(), "", flat=True, group="text")
     tricks: Tricks = setting(Tricks(), "", flat=True, group="tricks")
     cascade: CascadeSettings = setting(CascadeSettings(), "", flat=True, group="cascade")
 
@@ -201,6 +203,8 @@ class TrainConfig:
             problems.append("base: not with an autoencoder or augment; a stage enlarges samples as they are")
         if self.given is not None and (self.autoencoder is not None or self.cascade.base is not None or self.tricks.augment):
             problems.append("given: not with an autoencoder, a base or augment; what is given is made of the samples as they are")
+        if self.text.wanted and not self.conditional:
+            problems.append("text: an encoder of what the model is told, and conditional is off; leave one of the two out")
         names = [f"{width:.3f}" for width in self.ema] if isinstance(self.ema, tuple) else [""]
         if len({*names}) < max(1, len(names)):
             problems.append(f"ema: {', '.join(names) or 'empty'}; give one width or several that differ in the first three decimals")

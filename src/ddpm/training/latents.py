@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,22 +18,22 @@ from ddpm.cache import folder
 from ddpm.config import to_dict
 from ddpm.data.dataset import Dataset, Rows
 from ddpm.denoiser import Codec, LatentCodec, NetworkDenoiser
-from ddpm.errors import ConfigError, DiskError
+from ddpm.errors import ConfigError
 from ddpm.networks import pretrained
 from ddpm.random import normals
 from ddpm.training.autoencoder import Through, load_autoencoder
+from ddpm.training.cached import fill, place
 from ddpm.training.cascade import other_data, with_low
-from ddpm.training.checkpoints import storage
 from ddpm.training.distributed.world import World
 from ddpm.training.given import with_given
 from ddpm.training.state import digest_of
+from ddpm.training.tokens import told_by
 
 BATCH, ENTRIES = 32, 2**22  # samples encoded at once, and the numbers they may have in all
 SHARD = 1024  # rows of a file
 MIRRORED = "-mirrored"
 SUMMED = 1024  # rows of a partial sum
 VERSION = 2  # of what the cache holds
-SAID = 10.0  # seconds between lines of progress
 
 
 class Shards:
@@ -91,10 +90,10 @@ class Latents:
 
 
 def diffused(dataset: Dataset, denoiser: NetworkDenoiser) -> Dataset:
-    """The data as a model diffuses them: in latents, where it has an autoencoder; with smaller samples beside, where it enlarges, or what
-    else is given of them.
+    """The data as a model is told of them and diffuses them: with tokens of their captions, where it reads them; in latents, where it has
+    an autoencoder; with smaller samples beside, where it enlarges, or what else is given of them.
     """
-    codec, dataset = denoiser.codec, with_given(dataset, denoiser.given)
+    codec, dataset = denoiser.codec, told_by(with_given(dataset, denoiser.given), denoiser)
     return in_latents(dataset, Through(codec.autoencoder, codec.pixels)) if isinstance(codec, LatentCodec) else with_low(dataset, denoiser)
 
 
@@ -191,28 +190,12 @@ def _keyed(dataset: Dataset, through: Through) -> tuple[str, dict[str, Any]]:
 
 
 def _fill(dataset: Dataset, through: Through, path: Path, about: dict[str, Any], say: Callable[[str], None], world: World) -> None:
-    """Encode the shards that are missing; about.json says that none is. No process waits for another longer than for one shard."""
-    if all(world.gather((path / "about.json").is_file())):
-        return
-    shards, said = range(-(-len(dataset) // SHARD)), [time.monotonic()]
-
-    def share(numbers: Iterable[int]) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            for number in numbers:
-                _shard(dataset, through, path, number)
-                if time.monotonic() - said[0] > SAID:
-                    said[0] = time.monotonic()
-                    say(f"encoding {dataset.card.name}: {min((number + 1) * SHARD, len(dataset)):,} of {len(dataset):,}")
-        except OSError as error:
-            raise DiskError(
-                f"latents of {dataset.card.name}: {path} cannot be written ({error.strerror}); DDPM_CACHE names another folder"
-            ) from error
-
-    for first in shards[:: world.size]:
-        world.everywhere(partial(share, shards[first + world.rank : first + world.rank + 1]))
-    world.everywhere(partial(share, shards))  # what another machine has written to a folder of its own
-    storage.write_text(path / "about.json", json.dumps(about, indent=1))
+    """Encode the shards that are missing."""
+    name, count = dataset.card.name, len(dataset)
+    fill(
+        path, about, -(-count // SHARD), partial(_shard, dataset, through, path), f"latents of {name}",
+        lambda number: f"encoding {name}: {min((number + 1) * SHARD, count):,} of {count:,}", say, world,
+    )  # fmt: skip
 
 
 def _shard(dataset: Dataset, through: Through, path: Path, number: int) -> None:
@@ -226,13 +209,7 @@ def _shard(dataset: Dataset, through: Through, path: Path, number: int) -> None:
         for first in range(0, len(rows), size):
             raw, _ = dataset.batch(rows[first : first + size])
             out[:, first : first + len(raw)] = encode(through, raw[..., ::-1].copy() if end else raw)
-        staged = storage.aside(file)
-        try:
-            with staged.open("wb") as handle:
-                np.save(handle, out)
-            staged.replace(file)  # another process has the same numbers
-        finally:
-            storage.remove(staged)
+        place(file, partial(np.save, arr=out))
 
 
 @torch.inference_mode()

@@ -119,7 +119,7 @@ A denoising diffusion model of {what}, trained for {steps} steps of {images} sam
 |---|---|
 | data | {data}: {count} samples {shape}, {held} held out; fingerprint `{fingerprint}` |
 | schedule, prediction, loss | {schedule}, {prediction}, {loss} |
-{distilled}| network | {network}, {parameters:,} parameters |
+{told}{distilled}| network | {network}, {parameters:,} parameters |
 | seed, precision, device | {seed}, {precision}, {device} |
 | held-out loss | {score} |
 
@@ -158,7 +158,9 @@ def model_card(trainer: Trainer) -> Path:
     if student is not None:
         walk = f"drawn in {len(student.times)} steps" if student.times else "drawn in any number of steps"
         distilled = f"| distilled from | {getattr(config.loss, 'teacher', '')}, by {student.method}; {walk} |\n"
+    about = trainer.denoiser.text
     facts = {
+        "told": "" if about is None else f"| told by | {about.title} (docs/text.md of ddpm) |\n",
         "name": trainer.run.name,
         "what": card.name,
         "steps": trainer.state.step,

@@ -43,6 +43,7 @@ from ddpm.training.preview import loss_figure, model_card
 from ddpm.training.same_data import check_data
 from ddpm.training.state import RunState, compare, versions, write_request
 from ddpm.training.stop import Stop
+from ddpm.training.tokens import tokenised
 from ddpm.training.trackers import Tracker, chosen
 from ddpm.training.trainer import Trainer
 
@@ -192,6 +193,7 @@ def _trainer(
     dataset = data if data is not None else _main_first(world, partial(open_data, config.data))
     require(dataset, config.batch)
     dataset = with_given(dataset, config.given)
+    dataset = tokenised(dataset, config.text, config.conditional, say, world, device_of(config.device))
     through = None
     if config.autoencoder is not None:
         through = load_through(config.autoencoder, dataset)

@@ -57,6 +57,7 @@ FREE = {
     "data.data",  # data may move: their fingerprint is compared
     "autoencoder",  # likewise: its weights are in the latents' fingerprint
     "cascade.base",  # likewise: its weights are in the checkpoint
+    "text",  # likewise: what its tokens depend on is in config.json
     "data.labels",
     "data.max_pixels",
     "data.on_bad_image",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm.denoiser.card import Card
-from ddpm.errors import ConfigError
+from ddpm.networks.encoders.pictures import levels_of
 
 BATCH = 256
 
@@ -82,9 +82,4 @@ def as_levels(samples: Tensor, card: Card) -> Tensor:
     Levels of another range are spread over 0..255; continuous pictures from the lowest to the highest value of the data, and rounded.
     Grey ones get three equal channels. ConfigError for what is no picture.
     """
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-        raise ConfigError(f"extractor: takes pictures of 1 or 3 channels, these samples are {tuple(samples.shape[1:])}; use own or raw")
-    low, high = card.bins or (min(card.low), max(card.high))
-    levels = samples if (low, high) == (0, 255) else (samples.double() - low) * (255.0 / (high - low))
-    levels = levels.double().round().clamp(0, 255).to(torch.uint8)
-    return levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels
+    return levels_of(samples, *(card.bins or (min(card.low), max(card.high))))

@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddpm.denoiser.card import Card
 from ddpm.errors import ConfigError
 from ddpm.evaluation.extractors.extractor import Extractor, as_levels, digest
+from ddpm.networks.encoders.pictures import SIDE, pixel_values
 
 USUAL = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14"}
-MEAN = {"dinov2": (0.485, 0.456, 0.406), "clip": (0.48145466, 0.4578275, 0.40821073)}  # of the levels over 255
-STD = {"dinov2": (0.229, 0.224, 0.225), "clip": (0.26862954, 0.26130258, 0.27577711)}
 
 
 class Pretrained(Extractor):
@@ -35,17 +33,14 @@ class Pretrained(Extractor):
         self.network = loaded(kind, str(weights or USUAL[kind])).eval().to(self.device)
         config = self.network.config
         self.dim: int = config.hidden_size if kind == "dinov2" else config.projection_dim
-        self.side: int = 224 if kind == "dinov2" else config.image_size
+        self.side: int = SIDE if kind == "dinov2" else config.image_size
         levels = str(card.bins or (min(card.low), max(card.high)))
         self.identity = digest(kind, levels, str(self.side), *self.network.state_dict().values())
 
     def embed(self, samples: Tensor) -> Tensor:
         """Features of pictures rounded to 8 bits, as they would be saved, resized by antialiased bicubic interpolation."""
         with torch.inference_mode():
-            x = as_levels(samples, self.card).to(self.device, torch.float32)
-            x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True).round().clamp(0, 255) / 255
-            mean, std = (torch.tensor(values[self.name], device=self.device).view(3, 1, 1) for values in (MEAN, STD))
-            found = self.network(pixel_values=(x - mean) / std)
+            found = self.network(pixel_values=pixel_values(as_levels(samples, self.card).to(self.device), self.name, self.side))
             features = found.pooler_output if self.name == "dinov2" else found.image_embeds
             return features.float().cpu()
 

@@ -1,0 +1,65 @@
+"""The files of an encoder of `transformers`: a folder as `save_pretrained` writes it, of weights without code, told apart by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from ddpm.errors import ConfigError, MissingLibraryError
+from ddpm.networks.encoders.settings import EncoderSettings
+
+ENDINGS = (".safetensors", ".json", ".model", ".txt")  # weights, settings, and what tokenizers are made of
+
+
+def library() -> ModuleType:
+    """`transformers`; MissingLibraryError where it is not installed."""
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingLibraryError("text: this encoder needs the library transformers: pip install 'ddpm[text]'") from error
+    return transformers
+
+
+def check_folder(folder: Path) -> None:
+    """ConfigError for what is no folder of an encoder with weights."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"text: {folder} is no folder of an encoder: no config.json; give one as save_pretrained writes it, or words")
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"text: {folder} holds no .safetensors; weights that are pickles are not loaded: save them anew")
+
+
+def hashed(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that decide what tokens are; computed once while they do not change."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in ENDINGS and not path.name.startswith("."))
+    return _hashed(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
+    total = hashlib.sha256()
+    for name, size, _ in files:
+        path = Path(name)
+        total.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def check_files(about: EncoderSettings, folder: Path) -> None:
+    """ConfigError where the folder does not hold the encoder that a model was trained with."""
+    if not folder.is_dir():
+        raise ConfigError(f"text: the encoder this model was trained with, {about.model}, is not at {folder}; name it with --text-encoder")
+    check_folder(folder)
+    if (found := hashed(folder)) != about.sha256:
+        raise ConfigError(
+            f"text: {folder} holds another encoder (SHA-256 {found[:12]}) than the model was trained with ({about.model}, "
+            f"{about.sha256[:12]}); name that one with --text-encoder"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What a library said, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
