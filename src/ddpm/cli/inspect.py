@@ -98,6 +98,10 @@ def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str
         "image": f"image, {document['cond']['image']} channels" + (f", {document['given']}" if document.get("given") else ""),
     }
     named = [conditions.get(key, key) for key in sorted(model.conditions)]
+    if model.text is not None:
+        named = [f"tokens, by {model.text.kind}" if text == "tokens" else text for text in named]
+    if document["cond"].get("mask"):
+        named.append("a mask of missing entries")
     network, count = document["network"], sum(p.numel() for p in model.network.parameters())
     return {
         "run": f"{run}, step {step}",
