@@ -178,6 +178,8 @@ def test_holm() -> None:
 
 def test_ticks_are_round() -> None:
     assert ticks([0.9]) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8]) and ticks([470.0]) == [0.0, 100.0, 200.0, 300.0, 400.0]
+    assert ticks([-0.31, 0.12]) == pytest.approx([-0.3, -0.2, -0.1, 0.0, 0.1])  # corrected distances may be below 0
+    assert ticks([-4.0, -1.0]) == [-4.0, -3.0, -2.0, -1.0, 0.0] and ticks([0.0]) == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,12 @@ class Scale:
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """About four round numbers from 0 to the largest value."""
-    top = max(max(values), 1e-12)
-    step = 10 ** math.floor(math.log10(top / 3))
-    step = next(step * factor for factor in (1, 2, 5, 10) if top / (step * factor) <= 5)
-    return [step * k for k in range(int(top / step) + 1)]
+    """About four round numbers, 0 among them, from the smallest value, or 0, to the largest."""
+    low, high = min(*values, 0.0), max(*values, 0.0)
+    size = max(high - low, 1e-12)
+    step = 10 ** math.floor(math.log10(size / 3))
+    step = next(step * factor for factor in (1, 2, 5, 10) if size / (step * factor) <= 5)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def frame(x_label: str, y_label: str, at: Sequence[float], across: Placing, heights: Sequence[float], up: Placing) -> str:
