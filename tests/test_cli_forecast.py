@@ -153,3 +153,18 @@ def test_perfect_members_score_perfectly_and_the_day_before_is_expected(tmp_path
     real = np.stack([x[row + 6] for row in rows[:-1]])[:, None, None]
     found = forecasting.scores(record, about, rows[:-1], (6.0,), np.repeat(real, 2, axis=2))["6"]
     assert found["model"].crps == 0.0 and found["persistence"].mae > 1.0 and found["climatology"].members >= 5
+
+
+def test_a_model_of_fields_with_gaps_is_told_where_they_are(tmp_path: Path) -> None:
+    """Trained and asked with the same mask; members are missing where the newest field is."""
+    made = dataset(hours=200)
+    values = made.t2m.values.copy()
+    values[:, 0, :2] = np.nan
+    path, out = written(made.assign(t2m=made.t2m.copy(data=values)), tmp_path / "x.nc"), tmp_path / "run"
+    words = ["train", "--data", str(path), "--recipe", "forecast", "--past", "1", "--days", "1", "--leads", "6", "--batch", "8", *SMALL]
+    assert main([*words, "--out", str(out), "--track", "none", "--no-monitor", "--threads", "1"]) == 0
+    given = ["forecast", str(out), "--data", str(path), "--steps", "2", "--members", "3", "--score", "--start", "2019-03-08T06"]
+    assert main([*given, "--out", str(tmp_path / "out.nc")]) == 0
+    with xarray.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as found:
+        missing = np.isnan(found.t2m.values)
+    assert missing[..., 0, :2].all() and missing.sum() == missing[..., 0, :2].size

@@ -118,6 +118,8 @@ def ensemble(
         same = case - unlike[0]  # members of a case are given the same
         image, expected = (make(start[place], hours[lead[place]])[same] for make in (given.image, given.expected))
         cond = {"image": torch.from_numpy(image), "vector": torch.from_numpy(given.vector(start, hours[lead]))}
+        if about.gaps:
+            cond["mask"] = torch.from_numpy(~np.isnan(expected))
         out[first : first + len(case)] = expected + draw(first, len(case), cond).numpy() * scales[lead][:, :, None, None]
         if progress is not None:
             progress(min(first + batch, size), size)
