@@ -135,6 +135,7 @@ def test_what_cannot_be_done_is_said_before_there_is_a_folder(tmp_path: Path, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 def test_a_compiled_run_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within rounding, of a U-Net with attention and a condition; what is translated stays in the cache; the denoiser that comes back is
