@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from digits import SPLIT, Array, half_pixel_shifts
-from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import ddpm
 from ddpm.data import Dataset, from_arrays
+from ddpm.data.digits import handwritten
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.training import TrainConfig, train
 from ddpm.training.config import OptimizerSettings
@@ -72,7 +72,7 @@ class Digits:
     """The real digits, and who reads them."""
 
     def __init__(self) -> None:
-        x, y = load_digits(return_X_y=True)
+        x, y = handwritten()
         self.x, self.y = x, y
         support = SVC(C=10.0, gamma=0.002)  # pyright: ignore[reportArgumentType]  (scikit-learn's hint says str)
         self.classifier = support.fit(half_pixel_shifts(x[:SPLIT]), np.tile(y[:SPLIT], 5))

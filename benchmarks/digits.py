@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from ddpm.config import Layer, resolve
 from ddpm.data import from_arrays
+from ddpm.data.digits import handwritten
 from ddpm.data.export import grid, save_picture
 from ddpm.sampling import DDIM, Ancestral, sample
 from ddpm.training import FAMILIES, TrainConfig, train
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--grid", type=Path, default=None, help="write the first seed's first 100 samples, ten of each class, as a picture")
     args = parser.parse_args()
-    x, y = load_digits(return_X_y=True)
+    x, y = handwritten()
     train_x, train_y, other_x, other_y = x[:SPLIT], y[:SPLIT], x[SPLIT:], y[SPLIT:]
     support = SVC(C=10.0, gamma=0.002)  # pyright: ignore[reportArgumentType]  (scikit-learn's hint says str)
     classifier = support.fit(half_pixel_shifts(train_x), np.tile(train_y, 5))

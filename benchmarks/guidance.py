@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 from digits import SPLIT, Array, frechet, half_pixel_shifts
-from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from ddpm.config import Layer, resolve
 from ddpm.data import Dataset, from_arrays
+from ddpm.data.digits import handwritten
 from ddpm.denoiser import Denoiser, NetworkDenoiser
 from ddpm.guidance import AutoGuided, Classifier, ClassifierFree, ClassifierGuided
 from ddpm.sampling import sample
@@ -55,7 +55,7 @@ class Judge:
     """The scores of 898 pictures, flat, drawn for the classes of the training half."""
 
     def __init__(self) -> None:
-        x, y = load_digits(return_X_y=True)
+        x, y = handwritten()
         self.train_x, self.train_y, self.other_x = x[:SPLIT], y[:SPLIT], x[SPLIT:]
         support = SVC(C=10.0, gamma=0.002)  # pyright: ignore[reportArgumentType]  (scikit-learn's hint says str)
         self.svm = support.fit(half_pixel_shifts(self.train_x), np.tile(self.train_y, 5))

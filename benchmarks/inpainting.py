@@ -30,12 +30,12 @@ import torch
 from digits import SPLIT, half_pixel_shifts
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
 
 from ddpm.config import Layer, resolve
 from ddpm.data import from_arrays
+from ddpm.data.digits import handwritten
 from ddpm.data.export import grid, save_picture
 from ddpm.denoiser import Denoiser, NetworkDenoiser
 from ddpm.guidance import DPS, Mask, MomentMatching, PiGDM, Projection
@@ -156,7 +156,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    x, y = load_digits(return_X_y=True)
+    x, y = handwritten()
     support = SVC(C=10.0, gamma=0.002)  # pyright: ignore[reportArgumentType]  (scikit-learn's hint says str)
     classifier = support.fit(half_pixel_shifts(x[:SPLIT]), np.tile(y[:SPLIT], 5))
     rows = SPLIT + np.linspace(0, len(x) - SPLIT - 1, args.digits).astype(int)

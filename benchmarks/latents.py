@@ -37,9 +37,9 @@ SIDE, DIGIT = 128, 24
 
 def scenes(count: int, seed: int) -> NDArray[np.uint8]:
     """(count, 1, 128, 128): a function of the seed."""
-    from sklearn.datasets import load_digits
+    from ddpm.data.digits import handwritten
 
-    digits = torch.from_numpy(load_digits(return_X_y=True)[0].reshape(-1, 1, 8, 8)).float() / 16.0
+    digits = torch.from_numpy(handwritten()[0].reshape(-1, 1, 8, 8)).float() / 16.0
     digits = F.interpolate(digits, size=DIGIT, mode="bilinear")[:, 0].numpy()
     rng, place = np.random.default_rng(seed), np.linspace(-1, 1, SIDE, dtype=np.float32)
     out = np.empty((count, 1, SIDE, SIDE), np.uint8)

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from ddpm.config import Layer, resolve
 from ddpm.data import from_arrays, open_data
 from ddpm.data.dataset import Dataset
+from ddpm.data.digits import handwritten
 from ddpm.evaluation.extractors.learned import Learned
 from ddpm.evaluation.report import Evaluator
 from ddpm.sampling import sample
@@ -32,7 +32,7 @@ from ddpm.training.recipes import recipe
 
 def few(count: int) -> Dataset:
     """So many digits to train on, and so many held out, all drawn at random."""
-    pictures, classes = load_digits(return_X_y=True)
+    pictures, classes = handwritten()
     rows = np.random.default_rng(0).permutation(len(pictures))[: 2 * count]
     raw = pictures[rows].reshape(-1, 1, 8, 8).astype(np.uint8)
     named: dict[str, Any] = {"classes": tuple("0123456789"), "bins": (0, 16), "holdout": 0.5}

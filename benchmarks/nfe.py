@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from digits import SPLIT, frechet
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from ddpm.cli.tuned import AUTO
 from ddpm.config import Layer, from_dict, resolve, to_dict
 from ddpm.data import from_arrays
+from ddpm.data.digits import handwritten
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError
 from ddpm.evaluation import tune
@@ -65,7 +65,7 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, Path(args.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        x, y = load_digits(return_X_y=True)
+        x, y = handwritten()
         self.labels: NDArray[Any] = np.resize(y[:SPLIT].astype(np.int64), max(args.n, 10_000))
         self.other, self.real = x[SPLIT:], frechet(x[:SPLIT], x[SPLIT:])
         self.autocast = torch.bfloat16 if args.bf16 else None

@@ -21,11 +21,11 @@ from clock import Action, Part, interleaved, ratio
 from digits import frechet
 from peers import Pictures, Run, diffusers_run, library, lucid_run
 from PIL import Image
-from sklearn.datasets import load_digits
 from speed_unet import sizes
 from torch import nn
 
 from ddpm.config import Layer, resolve
+from ddpm.data.digits import handwritten
 from ddpm.denoiser import Eps, NetworkDenoiser
 from ddpm.interop.diffusers_unet import from_diffusers_state
 from ddpm.networks import UNetConfig
@@ -43,7 +43,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 def write_pictures(folder: Path) -> None:
     """The digits as PNGs, 0..16 becoming 0..255."""
-    for number, picture in enumerate(load_digits(return_X_y=True)[0].reshape(-1, 8, 8)):
+    for number, picture in enumerate(handwritten()[0].reshape(-1, 8, 8)):
         Image.fromarray((picture * 255 / 16).astype(np.uint8)).save(folder / f"{number:04d}.png")
 
 
@@ -140,7 +140,7 @@ def sampling(rounds: int, steps: int, calls: int, n: int) -> Part:
         drawn = pipeline(batch_size=count, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np").images
         return np.round(drawn * 255)
 
-    real = load_digits(return_X_y=True)[0] * 255 / 16
+    real = handwritten()[0] * 255 / 16
     distance = [frechet(drawn.reshape(n, -1).astype(np.float64), real) for drawn in (ours(n), theirs(n))]
     seconds = interleaved({"ddpm": ours, "diffusers, DDPMPipeline": theirs}, rounds)
     total = ratio(seconds, "diffusers, DDPMPipeline", "ddpm")

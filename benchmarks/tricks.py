@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from digits import SPLIT, Array, frechet
-from sklearn.datasets import load_digits
 
 from ddpm.config import Layer, resolve
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
+from ddpm.data.digits import handwritten
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.networks.config import UNetConfig
 from ddpm.random import generator
@@ -68,7 +68,7 @@ class Study:
 
     def __init__(self, folder: Path, digits: int, channels: int, steps: int, sample_steps: int) -> None:
         self.folder, self.digits, self.channels, self.steps, self.sample_steps = folder, digits, channels, steps, sample_steps
-        x, y = load_digits(return_X_y=True)
+        x, y = handwritten()
         self.x: Array = np.asarray(x).reshape(-1, 1, 8, 8).astype(np.uint8)
         self.y: Array = np.asarray(y).astype(np.int64)
         self.path = folder / "scores.json"

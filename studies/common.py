@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ddpm.config import to_dict
 from ddpm.data import from_arrays, open_data
 from ddpm.data.dataset import Dataset
+from ddpm.data.digits import handwritten
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import Denoiser
 from ddpm.evaluation.extractors.learned import Learned
@@ -71,7 +71,7 @@ class World(NamedTuple):
 def world(path: str | None) -> World:
     """The first 898 digits with the other 899, which other people wrote, to test on; or pictures at 16x16, a tenth of them held out."""
     if path is None:
-        pictures, classes = load_digits(return_X_y=True)
+        pictures, classes = handwritten()
         raw = pictures.reshape(-1, 1, 8, 8).astype(np.uint8)
         named: dict[str, Any] = {"classes": tuple("0123456789"), "bins": (0, 16), "holdout": 0.0}
         data = from_arrays(raw[:898], cond={"class": classes[:898].astype(np.int64)}, name="digits, first 898", **named)

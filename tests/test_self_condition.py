@@ -118,7 +118,7 @@ def test_the_network_takes_zeros_where_nothing_is_fed_back() -> None:
     for shape, config in (((3, 8, 8), replace(SMALL_UNET, zero_init=False)), ((5,), None)):
         torch.manual_seed(0)
         network = (config or settings(Path()).network).build(shape, 1, CondSpec(x0=True)).eval()  # type: ignore[union-attr]
-        nn.init.normal_(network.head.weight)
+        nn.init.normal_(network.head.weight)  # pyright: ignore[reportArgumentType]
         x, c_noise = torch.randn(2, *shape), torch.zeros(2)
         nothing = network(x, c_noise)
         assert torch.equal(nothing, network(x, c_noise, {"x0": torch.zeros_like(x)}))

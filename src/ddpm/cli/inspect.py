@@ -97,7 +97,7 @@ def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str
         "vector": f"vector, {len(vector)}: {', '.join(vector[:10])}{' ...' if len(vector) > 10 else ''}",
         "image": f"image, {document['cond']['image']} channels" + (f", {document['given']}" if document.get("given") else ""),
     }
-    named = [conditions.get(key, key) for key in sorted(model.conditions)]
+    named = [conditions[key] if key in conditions else str(key) for key in sorted(model.conditions)]
     if model.text is not None:
         named = [f"tokens, by {model.text.kind}" if text == "tokens" else text for text in named]
     if document["cond"].get("mask"):
@@ -116,7 +116,7 @@ def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str
 
 def table(found: Heed) -> str:
     """The losses by log-SNR bin and altogether."""
-    rows = [LEVELS]
+    rows: list[tuple[str, ...]] = [LEVELS]
     for name, (own, hidden, other) in [*found.bins.items(), ("all", (found.own, found.hidden, found.other))]:
         share = 1.0 - own / other if other else 0.0
         rows.append((name, f"{own:.4f}", "-" if hidden is None else f"{hidden:.4f}", f"{other:.4f}", f"{share:+.2%}"))

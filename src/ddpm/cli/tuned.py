@@ -30,7 +30,7 @@ AUTO_CALLS = 20
 def asked_for_auto(layer: Layer) -> bool:
     """Whether `--sampler auto` was typed."""
     named = typed_of(layer).get("sampler", {}).get("name")
-    return isinstance(named, Typed) and plain(named.value) == plain(AUTO.name)
+    return isinstance(named, Typed) and plain(str(named.value)) == plain(AUTO.name)
 
 
 def typed_of(layer: Layer) -> Mapping[str, Any]:
