@@ -168,3 +168,37 @@ def test_a_model_of_fields_with_gaps_is_told_where_they_are(tmp_path: Path) -> N
     with xarray.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as found:
         missing = np.isnan(found.t2m.values)
     assert missing[..., 0, :2].all() and missing.sum() == missing[..., 0, :2].size
+
+
+def test_fields_with_gaps_are_drawn_with_them(tmp_path: Path) -> None:
+    made = dataset(hours=120)
+    values = made.t2m.values.copy()
+    values[:, 0, :2] = np.nan
+    path, out = written(made.assign(t2m=made.t2m.copy(data=values)), tmp_path / "x.nc"), tmp_path / "run"
+    words = ["train", "--data", str(path), "--network", "UNetConfig", "--network.fit", "--batch", "8", *SMALL]
+    assert main([*words, "--out", str(out), "--track", "none", "--no-monitor", "--threads", "1", "--preview", "0"]) == 0
+    assert main(["sample", str(out), "--n", "3", "--steps", "2", "--out", str(tmp_path / "s")]) == 0
+    with xarray.open_dataset(next((tmp_path / "s").glob("*.nc")), engine="h5netcdf") as found:
+        missing = np.isnan(found.t2m.values)
+    assert missing[:, 0, :2].all() and missing.sum() == 6
+
+
+def test_areas_are_of_latitudes() -> None:
+    from ddpm.denoiser.fields import Axis, Fields
+
+    base = {name: ("",) for name in ("names", "variables", "levels", "units", "standard_names", "long_names")}
+    wide = Axis(name="lon", units="degrees_east", values=(-30.0, 80.0))
+    for name, units, weighed in (("lat", "degrees_north", True), ("y", "degreeN", True), ("lon", "degrees_east", False), ("y", "m", False)):
+        about = Fields(**base, rows=Axis(name=name, units=units, values=(0.0, 60.0)), columns=wide)  # type: ignore[arg-type]
+        assert (forecasting.area(about).flatten().tolist() != [1.0, 1.0]) == weighed, (name, units)
+
+
+def test_scores_of_several_variables_are_each_their_own(tmp_path: Path) -> None:
+    made = dataset(hours=60)
+    made = made.assign(msl=(made.t2m * 100.0).assign_attrs(units="Pa", standard_name="air_pressure"))
+    record = read_record(written(made, tmp_path / "x.nc"))
+    rows, x = np.array([30, 31]), record.values
+    drawn = np.stack([x[row + 1] + 1.0 for row in rows])[:, None, None].repeat(2, axis=2)
+    found = forecasting.scores(record, record.about, rows, (1.0,), drawn)["1"]
+    assert found["model t2m"].mae == pytest.approx(1.0, rel=1e-4) and found["model msl"].mae == pytest.approx(1.0, rel=1e-2)
+    assert found["persistence msl"].mae == pytest.approx(100.0 * found["persistence t2m"].mae, rel=1e-3)

@@ -21,7 +21,7 @@ def test_tags_are_a_column_each(kind: str) -> None:
         text = "".join(json.dumps({"file_name": name, "tags": names, "weight": i}) + "\n" for i, (name, names) in enumerate(tags.items()))
     found = match(read_lines(text.encode(), f"metadata.{kind}"), list(tags), list(tags), "metadata", None)
     assert found.vector_names == ("red", "round", "size 10", "weight")
-    assert found.vector is not None
+    assert found.vector is not None and found.tags == ("red", "round", "size 10")
     np.testing.assert_array_equal(found.vector, [[1, 1, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2]])
 
 
@@ -43,7 +43,7 @@ def test_tags_that_are_no_names() -> None:
     ],
 )
 def test_vectors_in_order_or_by_name(given: tuple[str, ...], names: list[str], numbers: list[float]) -> None:
-    assert vector_of(given, names) == numbers
+    assert vector_of(given, names, names) == numbers
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,16 @@ def test_vectors_in_order_or_by_name(given: tuple[str, ...], names: list[str], n
 )
 def test_vectors_that_are_not_of_the_model(given: tuple[str, ...] | None) -> None:
     with pytest.raises(ConfigError, match="--vector: .*a, b"):
-        vector_of(given, ["a", "b"])
+        vector_of(given, ["a", "b"], ())
+
+
+def test_names_alone_are_for_vectors_of_tags() -> None:
+    """Where an entry is a number, 0 would be an answer nobody gave."""
+    with pytest.raises(ConfigError, match="--vector"):
+        vector_of(("red",), ["red", "weight"], ("red",))
+
+
+def test_a_tag_and_a_column_of_one_name_are_refused() -> None:
+    lines = read_lines(b'{"file_name": "a.png", "tags": ["weight", " red"], "weight": 2.5}\n', "metadata.jsonl")
+    with pytest.raises(DataError, match="'weight' is a tag and a column"):
+        match(lines, ["a.png"], ["a.png"], "metadata.jsonl", None)

@@ -12,7 +12,9 @@ from PIL import Image
 
 import ddpm
 from ddpm.cli import main
+from ddpm.cli.drawing import Ready
 from ddpm.denoiser import GIVENS, Given, Grey, Small
+from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError
 from ddpm.training.given import with_given
 
@@ -192,3 +194,45 @@ def test_maps_of_labels_beside_pictures(tmp_path: Path, capsys) -> None:
     with pytest.raises(ddpm.errors.DataError, match="label 2"):
         Image.fromarray(np.full((8, 8), 2, np.uint8)).save(tmp_path / "maps" / "x" / "7.png")
         ddpm.data.open_data(ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=2))
+
+
+def test_maps_with_colours_or_twice_are_refused(tmp_path: Path) -> None:
+    for folder in ("photos", "maps"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        palette = Image.new("P", (8, 8), i)
+        palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 99, 9] + [0] * 756)
+        palette.save(tmp_path / "maps" / f"{i}.png")
+    asked = ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=150)
+    with pytest.raises(ddpm.errors.DataError, match="one channel, these have 3"):
+        ddpm.data.open_data(asked)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "maps" / "2.bmp")
+    with pytest.raises(ddpm.errors.DataError, match="2.bmp and 2.png have one name|2.png and 2.bmp have one name"):
+        ddpm.data.open_data(asked)
+
+
+def test_a_student_is_given_what_its_teacher_was(run: Path, tmp_path: Path) -> None:
+    config = DistillConfig(method=Consistency(), updates=2, batch=8, checkpoint_every=2, preview=2, out=str(tmp_path / "student"))
+    distill(str(run), config, quiet=True)
+    assert ddpm.load(str(tmp_path / "student")).given == Small(factor=2)
+    assert main(["sample", str(tmp_path / "student"), "--n", "2", "--out", str(tmp_path / "s")]) == 0
+
+
+def test_another_condition_is_another_call(run: Path, tmp_path: Path, monkeypatch) -> None:
+    """A call that was stopped does not go on with samples of another picture under the same name."""
+    draw, calls, picture = Ready.draw, 0, tmp_path / "p.png"
+
+    def stopped(self, *given):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return draw(self, *given)
+
+    words = ["sample", str(run), "--n", "4", "--batch", "2", "--steps", "2", "--given", str(picture), "--out", str(tmp_path / "out")]
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    monkeypatch.setattr(Ready, "draw", stopped)
+    assert main(words) == 130
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(picture)
+    assert main(words) == 2  # that folder holds samples of other conditions

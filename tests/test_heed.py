@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import ddpm
 from ddpm.cli import main
+from ddpm.denoiser import Codec, Cond, Denoiser, Prediction
+from ddpm.process import At, Cosine, Process
 from ddpm.training.health.heed import heed
 from ddpm.training.held_out import held_out_loss
 from ddpm.training.logbook import read_metrics
@@ -67,3 +71,30 @@ def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["condition"]["heeds"] is False and len(told["condition"]["bins"]) > 3
+
+
+def test_data_sorted_by_class_are_seen_evenly() -> None:
+    """The first held-out samples of class folders are all of one class, whose conditions tell nothing from each other."""
+
+    class Named(Denoiser):
+        """Knows each class's mean, and nothing else."""
+
+        def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
+            assert cond is not None
+            x0 = torch.where(cond["class"] == 1, 2.0, -2.0)[:, None].to(x).expand_as(x)
+            return Prediction(x0, (x - at.alpha * x0) / at.sigma, None)
+
+        def residual(self, at: At) -> Tensor:
+            return torch.zeros_like(at.t)
+
+    which = np.repeat([0, 1], 2000)
+    x = (np.where(which[:, None], 2.0, -2.0) + np.random.default_rng(0).normal(0.0, 0.5, (4000, 1))).astype(np.float32)
+    data = ddpm.from_arrays(x, {"class": which}, name="sorted")
+    model = Named()
+    model.process, model.shape = Process(Cosine(clip=0.999)), (1,)
+    model.codec = Codec(shift=(0.0,), scale=(1.0,))
+    assert len(data.held_rows) > 256 and len(set(data.cond["class"][data.held_rows[:200]])) == 1
+    found = heed(model, data, frozenset({"class"}))
+    assert found is not None and found.heeds
+    alike = ddpm.from_arrays(x, {"class": np.zeros(4000, dtype=int)}, name="alike")
+    assert heed(model, alike, frozenset({"class"})) is None  # nothing to tell apart

@@ -9,11 +9,14 @@ from torch import nn
 
 import ddpm
 from ddpm.denoiser import Card, Codec, Index, NetworkDenoiser
-from ddpm.denoiser.parameterization import PARAMETERIZATIONS
+from ddpm.denoiser.parameterization import PARAMETERIZATIONS, Eps
 from ddpm.errors import ConfigError, DataError
 from ddpm.networks import CondSpec, MLPConfig, UNetConfig
 from ddpm.objective import Denoising, Draws
 from ddpm.process import Cosine, Process
+from ddpm.training.held_out import held_out_loss
+from ddpm.training.latents import refusals
+from ddpm.training.tricks import Tricks
 
 
 def points(n: int = 60, most: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -181,3 +184,25 @@ def test_mirrored_with_the_samples() -> None:
     raw, cond = data.batch(np.arange(30), np.random.default_rng(1))
     assert bool((raw[cond["mask"] != 0] == 2).all()) and not np.array_equal(cond["mask"], mask)
     assert Card.__dataclass_fields__["mask_channels"].default == 0
+
+
+def test_the_held_out_loss_is_of_what_is_there() -> None:
+    """However much is missing: of a network that says 0 it is the mean square of the noise, near 1, not that times the share."""
+
+    class Zero(nn.Module):
+        def forward(self, x: torch.Tensor, c_noise: torch.Tensor, cond: object) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    mask = np.random.default_rng(0).random((200, 1, 40)) < 0.25
+    mask[:, :, 0] = True
+    data = ddpm.from_arrays(np.random.default_rng(1).normal(size=(200, 3, 40)).astype(np.float32), {"mask": mask}, holdout=0.5)
+    found = held_out_loss(denoiser(Zero(), Eps(), (3, 40)), data, frozenset())
+    assert found is not None and found.loss == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_knows_no_mask_refuses_it(tmp_path) -> None:
+    draw = np.random.default_rng(0)
+    data = ddpm.from_arrays(draw.normal(size=(40, 1, 8, 8)).astype(np.float32), {"mask": draw.random((40, 1, 8, 8)) < 0.9})
+    with pytest.raises(ConfigError, match="augment: entries"):
+        ddpm.train(ddpm.TrainConfig(batch=8, tricks=Tricks(augment=0.1), out=str(tmp_path / "a")), data=data, quiet=True)
+    assert any("entries are missing" in line for line in refusals(data))

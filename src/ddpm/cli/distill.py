@@ -100,11 +100,12 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     from ddpm.sampling import sample
     from ddpm.sampling.walk import device_of
     from ddpm.training.classifier import run_data
+    from ddpm.training.given import with_given
     from ddpm.training.state import load, open_run
     from ddpm.training.tokens import told_by
 
     loaded = load(Path(run)).to(device_of(student))
-    data = told_by(open_data(run_data(open_run(run))), loaded)
+    data = told_by(with_given(open_data(run_data(open_run(run))), loaded.given), loaded)
     evaluator = Evaluator(data, Learned.of(data, say=notice), say=notice)
     cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded

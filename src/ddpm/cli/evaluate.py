@@ -106,7 +106,7 @@ def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys:
     """
     import torch
 
-    from ddpm.evaluation.report.content import evenly
+    from ddpm.data.dataset import evenly
     from ddpm.likelihood import continuous, latent_bound
     from ddpm.likelihood.latents import latent_codec
     from ddpm.training.feed import conditions, encoded

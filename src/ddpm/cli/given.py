@@ -99,9 +99,29 @@ def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tup
     """The condition images of at most `count` samples held out of the run's training, evenly among them, and their classes."""
     import torch
 
+    what = (
+        f"this model needs a condition image of {channels} channels beside each sample: name what samples are drawn from, --given PICTURE"
+    )
+    cond = conditions_of(count, model, run, f"{what} or FILE.npy")
+    return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
+
+
+def masks(n: int, model: NetworkDenoiser, run: str) -> torch.Tensor:
+    """Where n samples have entries, (n, 1 or C, *axes) bool: as held-out samples of the run's data have, in turn."""
+    import torch
+
+    what = 'this model must be told which entries its samples have; draw in Python: ddpm.sample(denoiser, n, cond={"mask": mask})'
+    found = torch.from_numpy(conditions_of(n, model, run, what)["mask"]) != 0
+    return found[torch.arange(n) % len(found)]
+
+
+def conditions_of(count: int, model: NetworkDenoiser, run: str, otherwise: str) -> dict[str, NDArray[Any]]:
+    """The conditions of at most `count` held-out samples of a run's own data, evenly among them; DataError, with what to do otherwise, where
+    these are not there.
+    """
     from ddpm.cli.scored import card_of
     from ddpm.data import open_data
-    from ddpm.evaluation.report.content import evenly
+    from ddpm.data.dataset import evenly
     from ddpm.training.classifier import run_data
     from ddpm.training.latents import diffused
     from ddpm.training.state import open_run
@@ -109,16 +129,11 @@ def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tup
     try:
         data = diffused(open_data(run_data(open_run(run))), model)
     except DataError as error:
-        raise DataError(f"{error}\n  name what samples are drawn from: --given PICTURE") from error
+        raise DataError(f"{error}\n  {otherwise}") from error
     own = card_of(run)
     if own is not None and own.fingerprint != data.card.fingerprint:
-        raise DataError(
-            f"{data.card.name}: not the data {run} was trained on ({own.name}); this model needs a condition image of {channels} channels "
-            "beside each sample: name what samples are drawn from, --given PICTURE or FILE.npy"
-        )
-    rows = evenly(data.held_rows if len(data.held_rows) else data.train_rows, count)
-    cond = data.conditions(rows)
-    return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
+        raise DataError(f"{data.card.name}: not the data {run} was trained on ({own.name}); {otherwise}")
+    return data.conditions(evenly(data.held_rows if len(data.held_rows) else data.train_rows, count))
 
 
 def image_of(text: str, model: NetworkDenoiser, channels: int, run: str) -> torch.Tensor:
@@ -161,6 +176,16 @@ def small_of(text: str, model: NetworkDenoiser) -> torch.Tensor | None:
 
 def _size(text: str) -> tuple[int, int] | None:
     """Height and width of a picture file; None of what is none, or cannot be read: `read_one` says what is wrong with it."""
+    found = _header(text)
+    return None if found is None else (found[0], found[1])
+
+
+def _mode(text: str) -> str | None:
+    found = _header(text)
+    return None if found is None else found[2]
+
+
+def _header(text: str) -> tuple[int, int, str] | None:
     from PIL import Image, UnidentifiedImageError
 
     path = Path(text).expanduser()
@@ -168,7 +193,7 @@ def _size(text: str) -> tuple[int, int] | None:
         return None
     try:
         with Image.open(path) as picture:
-            return picture.height, picture.width
+            return picture.height, picture.width, picture.mode
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
 
@@ -185,6 +210,8 @@ def _beside(text: str, shape: tuple[int, ...], channels: int, settings: DataSett
     size = _size(text)
     if settings.beside_labels is not None and size not in (None, shape[1:]):
         raise DataError(f"--given: {text} is {size}; maps of labels are not resized, this model takes {shape[1:]}")
+    if settings.beside_labels is not None and _mode(text) not in (None, "1", "L", "I;16"):
+        raise DataError(f"--given: {text} has colours or a palette; maps of labels are grey, the label as the level")
     planes = channels if settings.beside_labels is None else 1
     codec = Codec(shift=(127.5,) * planes, scale=(127.5,) * planes, dtype="uint8", bins=(0.0, 255.0))
     raw = read_one(text, (planes, *shape[1:]), codec)

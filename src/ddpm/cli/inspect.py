@@ -28,9 +28,8 @@ LEVELS = ("log-SNR", "own", "hidden", "another's", "own saves")
 
 def is_run(path: Path) -> bool:
     """Whether a folder is one that `ddpm train` makes, or a checkpoint in it."""
-    return path.is_dir() and (
-        any((path / name).is_file() for name in ("latest", "manifest.json")) or any(path.glob("step-*/manifest.json"))
-    )
+    here = all((path / name).is_file() for name in ("manifest.json", "config.json"))  # a checkpoint; other folders have manifests too
+    return path.is_dir() and (here or (path / "latest").is_file() or any(path.glob("step-*/manifest.json")))
 
 
 def add(parser: Parser) -> None:
@@ -58,11 +57,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def _run(run: str, typed: Layer, as_json: bool) -> int:
     """The model of a run, and what conditions are worth to it."""
+    from ddpm.cli.scored import card_of
     from ddpm.config import to_dict
     from ddpm.data import open_data
+    from ddpm.errors import DataError
     from ddpm.training.classifier import run_data
     from ddpm.training.health.heed import heed
-    from ddpm.training.latents import diffused
+    from ddpm.training.latents import card_fingerprint, diffused
     from ddpm.training.state import load_with_card, open_run
 
     saved = open_run(run)
@@ -70,7 +71,11 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     model, document = load_with_card(run)
     found: Heed | None = None
     if model.meaning == "mean" and model.conditions:
-        data = diffused(open_data(settings), model)
+        opened = open_data(settings)
+        own = card_of(run)
+        if own is not None and (own.fingerprint, own.held_out) != (card_fingerprint(opened, model), opened.card.held_out):
+            raise DataError(f"{opened.card.name}: not the data, or not the split, that {run} was trained on; name those with --data")
+        data = diffused(opened, model)
         found = heed(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
     about = facts(run, saved.step, model, document)
     if as_json:

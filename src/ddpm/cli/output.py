@@ -46,6 +46,7 @@ class Output:
         self.config, self.folder, self.labels, self.names, self.limits = config, folder, labels, names, limits(codec)
         self.given = given  # what samples were drawn from, in their units, and which of it each one was
         self.fields = fields
+        self.mask: NDArray[Any] | None = None  # which entries of each sample are there, where some are not
         several = labels is not None and len(set(labels.tolist())) > 1
         self.folders = [names[label] for label in labels] if labels is not None and several else None
 
@@ -72,10 +73,13 @@ class Output:
         elif kind == "shards":
             written = save_shards(drawn.parts(), self.limits, labels, self.folder, self.config.shard)
         elif self.fields is not None and kind in ("nc", "zarr"):
+            import numpy as np
+
             from ddpm.data.field_files import sampled, write
 
             notes = {"title": "samples of fields", "source": f"ddpm sample, seed {self.config.seed}"}
-            written = [write(sampled(self.fields, drawn.all(), notes), self.folder / f"samples_{n}.{kind}")]
+            whole = drawn.all() if self.mask is None else np.where(self.mask, drawn.all(), np.nan)
+            written = [write(sampled(self.fields, whole, notes), self.folder / f"samples_{n}.{kind}")]
         written += self._prompts(kind)
         if self.given is not None:
             return [*written, save_picture(self._beside(drawn, *self.given), self.folder / "grid.png")]

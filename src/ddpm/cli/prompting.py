@@ -103,12 +103,19 @@ class Prompting:
         """The reference picture, (1, C, H, W) in the data's units."""
         import torch
 
+        from ddpm.data.beside import image_condition
         from ddpm.data.one import read_one
         from ddpm.denoiser import LatentCodec
 
         assert self.like is not None
         codec = model.codec.pixels if isinstance(model.codec, LatentCodec) else model.codec
-        return torch.from_numpy(read_one(self.like, model.data_shape, codec))[None]
+        picture = read_one(self.like, model.data_shape, codec)[None]
+        assert model.text is not None
+        if codec.bins is None or model.text.levels == codec.bins:
+            return torch.from_numpy(picture)
+        if codec.bins != (0.0, 255.0):
+            raise ConfigError("--like: this model's references were condition images of their own levels; use ddpm.references in Python")
+        return torch.from_numpy(image_condition(picture, None, self.like))  # they lay beside the samples in training
 
 
 def quoted(texts: list[str]) -> str:

@@ -10,14 +10,14 @@ import hashlib
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli.drawing import FAMILIES, How, ready, shown
 from ddpm.cli.drawn import Drawn, rank
-from ddpm.cli.given import Dealt, Givens
+from ddpm.cli.given import Dealt, Givens, masks
 from ddpm.cli.output import Output, output_format
 from ddpm.cli.prompting import Prompting, quoted
 from ddpm.cli.starting import Starting
@@ -78,7 +78,7 @@ def add(parser: Parser) -> None:
     add_flags(parser, SampleConfig, FAMILIES)
 
 
-def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dict[str, torch.Tensor] | None:
+def conditions(config: SampleConfig, names: list[str], vector: list[str], tags: Sequence[str] = ()) -> dict[str, torch.Tensor] | None:
     """The condition of each of the n samples: the classes dealt evenly, in order of class; ConfigError for what the model does not know."""
     import torch
 
@@ -95,12 +95,14 @@ def conditions(config: SampleConfig, names: list[str], vector: list[str]) -> dic
             [wanted[i * len(wanted) // config.n] if config.n >= len(wanted) else wanted[i] for i in range(config.n)]
         )
     if vector or config.vector is not None:
-        cond["vector"] = torch.tensor(vector_of(config.vector, vector)).expand(config.n, -1)
+        cond["vector"] = torch.tensor(vector_of(config.vector, vector, tags)).expand(config.n, -1)
     return cond or None
 
 
-def vector_of(given: tuple[str, ...] | None, names: list[str]) -> list[float]:
-    """The entries of the vector condition that a person wrote; ConfigError for another number of them, or names it does not have."""
+def vector_of(given: tuple[str, ...] | None, names: list[str], tags: Sequence[str]) -> list[float]:
+    """The entries of the vector condition that a person wrote; names alone, of a vector of tags, are 1 and all others 0. ConfigError for
+    another number of them, or names it does not have.
+    """
     needed = f"this model takes {len(names)}: {', '.join(names[:20]) or 'none'}{' ...' if len(names) > 20 else ''}"
     if given is None:
         raise ConfigError(f"--vector: got nothing, {needed}")
@@ -109,7 +111,7 @@ def vector_of(given: tuple[str, ...] | None, names: list[str]) -> list[float]:
         written = list(zip(names, given, strict=False))
         if len(given) != len(names):
             raise ConfigError(f"--vector: got {len(given)} numbers, {needed}")
-    elif all(not equals for _, equals, _ in pairs):  # names alone
+    elif set(tags) == set(names) and all(not equals for _, equals, _ in pairs):
         written = [(name, "0") for name in names if name not in given] + [(name, "1") for name in given]
     else:
         written = [(name, number) for name, _, number in pairs]
@@ -167,6 +169,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Load, draw, write."""
     typed = flags_layer(args, extra, args.parser, SampleConfig, FAMILIES)
     config = resolve(SampleConfig, [typed], FAMILIES)
+    import torch
+
     drawing = ready(args.run_folder, config.how, typed, config.start)
     model, document = drawing.model, drawing.document
     fields = described(document, args.run_folder)
@@ -176,10 +180,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         check_libraries(f".{kind}", "--format")
     told, texts = config.ask.told(model, document, config.n, guided=config.how.guide.active)
-    cond = {**(conditions(config, drawing.names, document["vector"]) or {}), **told} or None
+    cond = {**(conditions(config, drawing.names, document["vector"], document.get("tags", ())) or {}), **told} or None
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
     dealt: Dealt | None = config.given.deal(config.n, model, document, args.run_folder)
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
+    if (texts or dealt) and cond and "class" in cond and config.classes is None and (dealt is None or dealt.classes is None):
+        cond["class"] = torch.arange(config.n) % len(drawing.names)  # prompts and pictures are dealt in blocks: classes go round in each
+    if document["cond"].get("mask"):
+        cond = {**(cond or {}), "mask": masks(config.n, model, args.run_folder)}
     cond = {key: value.to(drawing.machine.device) for key, value in cond.items()} if cond else None
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)
     usual = home / "samples" / f"seed-{config.seed}"  # never inside a checkpoint
@@ -187,13 +195,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     begun = None if start is None else hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()
     best, config = config.how.step == "best", replace(config, how=drawing.how)
     call = [repr(config), drawing.steps, document["sha256"], begun]
-    if dealt is not None:
-        call.append(hashlib.sha256(dealt.images.cpu().numpy().tobytes()).hexdigest())
+    call += [hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for _, value in sorted((cond or {}).items())]
     drawn = Drawn.open(Path(config.out) if config.out else None, usual, call)
     labels = cond["class"].cpu().numpy() if cond and "class" in cond else None
     images = None if dealt is None else dealt.shown(model)
     shown_beside = None if dealt is None or images is None else (images, dealt.which.numpy())
     output = Output(config, drawn.folder, labels, drawing.names, model.codec, texts, shown_beside, fields)
+    output.mask = cond["mask"].cpu().numpy() if cond and "mask" in cond else None
     try:
         with drawing.executing():
             draw_all(drawing, config, drawn, output, cond, start)

@@ -97,7 +97,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(f"{args.run_folder}: {refusal(model.meaning)}; there is nothing to tune")
     config.guide.check_model(document)
     guided, names = config.guide.guided(model, document, args.run_folder, config.weights)
-    cond = conditions(SampleConfig(n=2 * config.n, classes=config.classes, vector=config.vector), names, document["vector"]) or {}
+    cond = (
+        conditions(
+            SampleConfig(n=2 * config.n, classes=config.classes, vector=config.vector), names, document["vector"], document.get("tags", ())
+        )
+        or {}
+    )
     cond |= config.ask.told(model, document, 2 * config.n, guided=config.guide.active)[0]
     dealt = Givens().deal(2 * config.n, model, document, args.run_folder)
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond

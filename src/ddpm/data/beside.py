@@ -25,7 +25,9 @@ def image_condition(raw: NDArray[Any], labels: int | None, where: str) -> NDArra
         half = float(np.iinfo(raw.dtype).max) / 2.0
         return (raw / half - 1.0).astype(np.float32)
     if raw.shape[1] != 1:
-        raise DataError(f"{where}: maps of labels have one channel, these have {raw.shape[1]}; save them grey, the label as the level")
+        raise DataError(
+            f"{where}: maps of labels have one channel, these have {raw.shape[1]}; save them grey, the label as the level, no palette"
+        )
     if int(raw.max()) >= labels:
         raise DataError(f"{where}: holds the label {int(raw.max())}; there are {labels} (0-{labels - 1}), as --beside-labels says")
     return (raw == np.arange(labels, dtype=raw.dtype).reshape(1, -1, 1, 1)).astype(np.float32)
@@ -46,13 +48,17 @@ def with_beside(found: Found, settings: DataSettings, read: Callable[[DataSettin
         )
     smooth = settings.beside_labels is None
     asked = replace(
-        settings, data=settings.beside, beside=None, labels="none", channels="auto" if smooth else "grey", memory_share=1.0,
+        settings, data=settings.beside, beside=None, labels="none", channels="auto", memory_share=1.0,
         size=settings.size if smooth else None, crop=settings.crop if smooth else "none",
     )  # fmt: skip
     pictures = read(asked)
     if pictures.names is None:
         raise DataError(f"{settings.beside}: --beside needs pictures in files, which fit in memory")
-    rows = {_stem(pictures.names[i]): i for i in range(len(pictures.samples))}
+    rows: dict[str, int] = {}
+    for i in range(len(pictures.samples)):
+        other = rows.setdefault(_stem(pictures.names[i]), i)
+        if other != i:
+            raise DataError(f"{settings.beside}: {pictures.names[other]} and {pictures.names[i]} have one name, endings aside; keep one")
     missing = [found.names[i] for i in range(len(found.samples)) if _stem(found.names[i]) not in rows]
     if missing:
         more = f" (and {len(missing) - 5} more)" if len(missing) > 5 else ""

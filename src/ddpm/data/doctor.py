@@ -61,6 +61,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         classes=found.classes,
         class_counts=() if labels is None else tuple(int(n) for n in np.bincount(labels, minlength=len(found.classes))),
         vector=found.vector,
+        tags=found.tags,
         image_channels=0 if image is None else int(image.shape[1]),
         mask_channels=0 if mask is None else int(mask.shape[1]),
         captions=0 if found.texts is None else len(found.texts) - blank(found.texts),

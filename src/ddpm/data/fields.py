@@ -43,8 +43,11 @@ class Record:
 
     @property
     def step(self) -> int:
-        """Seconds between two fields that follow each other: the shortest there is."""
-        return int(np.diff(self.seconds).min()) if len(self) > 1 else 0
+        """Seconds between two fields that follow each other: what most are apart, of equals the shortest."""
+        if len(self) < 2:
+            return 0
+        apart, often = np.unique(np.diff(self.seconds), return_counts=True)
+        return int(apart[int(often.argmax())])
 
     def row(self, seconds: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of each time, -1 where there is none."""
@@ -145,7 +148,7 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
         arrays = [_channels(dataset[name], time, path) for name in chosen]
         values = np.concatenate([one.astype(np.float32) for one, _ in arrays], axis=1)
         levels = [level for _, said in arrays for level in said]
-        about = _about(dataset, chosen, [said for _, said in arrays], time)
+        about = _about(dataset, chosen, [said for _, said in arrays], time, path)
         when = dataset[time]
         accessor = when.dt
         clock = np.asarray(accessor.hour + accessor.minute / 60 + accessor.second / HOUR, dtype=np.float64)
@@ -242,8 +245,8 @@ def _channels(array: Any, time: str, path: Path) -> tuple[NDArray[Any], list[str
     inner = [dim for dim in array.dims[:-2] if dim != time]
     if time in array.dims[-2:]:
         raise DataError(f"{path}: {array.name} has axes {', '.join(map(str, array.dims))}; its last two must be those of a grid")
-    array = array.isel({dim: 0 for dim in inner if array.sizes[dim] == 1})
-    inner = [dim for dim in inner if array.sizes.get(dim, 1) > 1]
+    alone = {dim: 0 for dim in inner if array.sizes[dim] == 1 and not _is_vertical(array, dim)}
+    array, inner = array.isel(alone), [dim for dim in inner if dim not in alone]
     wrong = [dim for dim in inner if not _is_vertical(array, dim)]
     if wrong or len(inner) > 1:
         raise DataError(
@@ -262,11 +265,14 @@ def _is_vertical(array: Any, dim: str) -> bool:
     return str(dim).lower() in _VERTICAL or attributes.get("axis") == "Z" or "positive" in attributes
 
 
-def _about(dataset: Any, chosen: Sequence[str], levels: Sequence[Sequence[str]], time: str) -> Fields:
-    """The description of the channels and of the grid, without statistics."""
+def _about(dataset: Any, chosen: Sequence[str], levels: Sequence[Sequence[str]], time: str, path: Path) -> Fields:
+    """The description of the channels and of the grid, without statistics; DataError for variables along several vertical axes."""
     pairs = [(name, level) for name, some in zip(chosen, levels, strict=True) for level in some]
     rows, columns = (str(dim) for dim in dataset[chosen[0]].dims[-2:])
-    vertical = [str(dim) for name in chosen for dim in dataset[name].dims[:-2] if dim != time and dataset.sizes[dim] > 1]
+    inner = [(name, dim) for name in chosen for dim in dataset[name].dims[:-2] if dim != time]
+    vertical = list(dict.fromkeys(str(dim) for name, dim in inner if _is_vertical(dataset[name], dim)))
+    if len(vertical) > 1:
+        raise DataError(f"{path}: variables along several vertical axes ({', '.join(vertical)}); choose those of one with --variables")
 
     def told(attribute: str) -> tuple[str, ...]:
         return tuple(str(dataset[name].attrs.get(attribute, "")) for name, _ in pairs)

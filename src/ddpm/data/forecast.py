@@ -88,8 +88,10 @@ class Context:
         self.image_channels = size * (about.past + 3 * bool(about.days) + about.gaps) + len(self.maps)
 
     def expected(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
-        """(n, C, H, W) in the fields' units: what comes if the days before are a guide; NaN where one of their entries is missing."""
-        return self.record.values[starts] + self.usual(starts, leads).mean(axis=0) if self.about.days else self.record.values[starts]
+        """(n, C, H, W) in the fields' units: what comes if the days before are a guide, those of them whose entries are there; NaN where
+        the newest field's entry is missing, or all of theirs.
+        """
+        return self.record.values[starts] + known_mean(self.usual(starts, leads)) if self.about.days else self.record.values[starts]
 
     def usual(self, starts: Rows, leads: NDArray[np.float64]) -> Array:
         """(days, n, C, H, W): how the fields changed from the same hour of each day before, the newest first."""
@@ -107,10 +109,10 @@ class Context:
         rows = record.row(record.seconds[starts][:, None] - before)
         parts.append(((record.values[rows] - self.mean) / self.std).reshape(len(starts), -1, *self.maps.shape[1:]))
         if about.days:
-            changes, mean = (usual := self.usual(starts, leads))[0], usual.mean(axis=0)
+            changes, mean = (usual := self.usual(starts, leads))[0], known_mean(usual)
             same = record.row(record.seconds[starts] - DAY * np.arange(1, about.days + 1)[:, None])
             scales = np.asarray([about.scale(lead) for lead in leads], np.float32)[:, :, None, None]
-            parts += [(record.values[starts] - record.values[same].mean(axis=0)) / self.std, mean / scales, (changes - mean) / scales]
+            parts += [(record.values[starts] - known_mean(record.values[same])) / self.std, mean / scales, (changes - mean) / scales]
         parts.append(np.broadcast_to(self.maps, (len(starts), *self.maps.shape)))
         if about.gaps:
             parts.append(~np.isnan(record.values[starts]))
@@ -124,6 +126,13 @@ class Context:
         if about.season:
             waves += _waves(day + leads / 24.0, _YEARS.get(about.calendar, 365.2425))
         return np.concatenate([which, (leads / about.leads[-1])[:, None], np.stack(waves, axis=1)], axis=1).astype(np.float32)
+
+
+def known_mean(values: Array) -> Array:
+    """The mean over the first axis of what is no NaN; NaN where all is."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    return np.where(count > 0, np.where(there, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def vector_names(about: Fields) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class Found:
     cond: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     vector: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # those of the vector's names that are tags
     bins: tuple[float, float] | None = None
     held: NDArray[np.int64] | None = None  # rows of a validation set that came with the data; None: draw one
     unreadable: tuple[str, ...] = ()

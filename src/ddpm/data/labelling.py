@@ -23,6 +23,7 @@ class Labelled:
     cond: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     vector: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     texts: tuple[str, ...] | None = None
 
@@ -50,7 +51,7 @@ def label(files: Mapping[str, bytes], where: Places, order: Sequence[int], unuse
     if read.vector is not None:
         cond["vector"] = read.vector
     classes = from_folders.classes if read.ids is None else read.classes
-    return Labelled(cond=cond, classes=classes, vector=read.vector_names, notices=read.notices, texts=read.texts)
+    return Labelled(cond=cond, classes=classes, vector=read.vector_names, tags=read.tags, notices=read.notices, texts=read.texts)
 
 
 def _lines(files: Mapping[str, bytes], settings: DataSettings) -> tuple[list[Line], str]:

@@ -43,6 +43,7 @@ class Labels:
     classes: tuple[str, ...]
     vector: NDArray[np.float32] | None
     vector_names: tuple[str, ...]
+    tags: tuple[str, ...] = ()  # which of these are tags
     notices: tuple[str, ...] = ()
     texts: tuple[str, ...] | None = None
 
@@ -114,11 +115,14 @@ def _columns(lines: list[Line], title: str, limit: int | None, problems: list[st
     ids, classes = (None, ()) if LABEL not in keys else _classes(lines, limit, problems)
     vectors: dict[str, NDArray[np.float32]] = {}
     notices: list[str] = []
+    tags: dict[str, NDArray[np.float32]] = {}
     if LABEL in keys and ids is None:  # EDM: the label is a list of numbers
         vectors = _lists(lines, problems)
     for key in keys:
         if key == TAGS:
-            vectors |= _tags(lines, problems)
+            tags = _tags(lines, problems)
+            problems += [f"{title}: {name!r} is a tag and a column; give one of the two another name" for name in tags if name in keys]
+            vectors |= tags
         elif key not in OWN:
             column = _numbers(lines, key, problems)
             if column is None:
@@ -130,7 +134,9 @@ def _columns(lines: list[Line], title: str, limit: int | None, problems: list[st
     if ids is None and not vectors and texts is None:
         raise DataError(f"{title}: no column {LABEL!r}, {TEXT!r} or of numbers; found {', '.join(keys) or 'only names'}")
     vector = np.stack(list(vectors.values()), axis=1) if vectors else None
-    return Labels(ids=ids, classes=classes, vector=vector, vector_names=tuple(vectors), notices=tuple(notices), texts=texts)
+    return Labels(
+        ids=ids, classes=classes, vector=vector, vector_names=tuple(vectors), tags=tuple(tags), notices=tuple(notices), texts=texts
+    )
 
 
 def _texts(lines: list[Line], problems: list[str]) -> tuple[str, ...]:
@@ -194,7 +200,7 @@ def _tags(lines: list[Line], problems: list[str]) -> dict[str, NDArray[np.float3
         if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
             problems.append(f"{line.where}: tags {_short(given)} are no list of names")
             names = []
-        sets.append(set(names))
+        sets.append({name.strip() for name in names})
     return {name: np.array([name in here for here in sets], dtype=np.float32) for name in sorted(set().union(*sets), key=natural)}
 
 

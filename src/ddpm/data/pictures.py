@@ -152,6 +152,7 @@ def assemble(
         cond=labels.cond,
         classes=labels.classes,
         vector=labels.vector,
+        tags=labels.tags,
         bins=(0.0, float(np.iinfo(samples.dtype).max)),
         held=held if len(held) else None,
         unreadable=skipped,

@@ -56,6 +56,8 @@ class FieldSettings:
             found.append(f"leads: got {leads!r}; give each once, rising")
         elif self.days and max(leads) > 24:
             found.append(f"leads: got {max(leads):g} h with days; the day before knows changes of up to 24 h")
+        if self.past == 0 and (self.days or tuple(leads) != (1.0, 3.0, 6.0, 12.0)):
+            found.append("past: 0, so nothing is forecast, and leads and days say of what; give --past 2, say")
         if self.variables is not None and not all(isinstance(name, str) and name.strip() for name in self.variables):
             found.append(f"variables: got {self.variables!r}; give names, or none for all")
         return found

@@ -95,6 +95,7 @@ class ArrayScan:
             cond=labels.cond,
             classes=labels.classes,
             vector=labels.vector,
+            tags=labels.tags,
             bins=bins_of(np.array(self.limits, dtype=dtype), None, title),
             held=held if len(held) else None,
             unreadable=skipped,

@@ -31,6 +31,7 @@ class Card:
     classes: tuple[str, ...] = ()  # names; the class id is the position
     class_counts: tuple[int, ...] = ()
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition
+    tags: tuple[str, ...] = ()  # those of them that are tags: 1 where a sample has it, else 0
     image_channels: int = 0  # channels of the image/field condition that is concatenated to the input
     mask_channels: int = 0  # of the mask that says which entries are there: 0: all of all samples; 1: the same for all channels; else each
     captions: int = 0  # samples that have one

@@ -216,7 +216,7 @@ def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out:
     return replace(
         usual, data=base.data, autoencoder=base.autoencoder, schedule=base.schedule, parameterization=base.parameterization,
         clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks,
-        cascade=base.cascade, text=base.text, loss=loss,
+        cascade=base.cascade, text=base.text, given=base.given, loss=loss,
         init=loss.teacher, out=str(out), steps=config.updates, batch=config.batch or base.batch, seed=config.seed,
         checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate_every=config.checkpoint_every,
         preview=config.preview, optimizer=config.optimizer, ema=config.ema, device=config.device, precision=config.precision,

@@ -142,14 +142,16 @@ def climatology(record: Record, about: Fields, hour: float) -> NDArray[np.float3
 def area(about: Fields) -> Tensor:
     """Weights of the rows (H, 1): cosines of latitudes; ones where the rows are none."""
     axis = about.rows
-    latitudes = axis.units.startswith("degree") or axis.standard_name == "latitude" or axis.name.lower() in ("lat", "latitude")
+    north = axis.units.lower().replace("s_", "_") in ("degree_north", "degree_n") or axis.units.lower() in ("degreen", "degreesn")
+    latitudes = north or axis.standard_name in ("latitude", "grid_latitude") or axis.name.lower() in ("lat", "latitude", "rlat")
     values = torch.tensor(axis.values, dtype=torch.float64)
     return latitude_weights(values) if latitudes and bool((values.abs() <= 90.0).all()) else torch.ones(len(values), 1, dtype=torch.float64)
 
 
 def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], drawn: NDArray[np.float32]) -> dict[str, dict[str, Scores]]:
     """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (all training fields at that
-    hour of the day, as an ensemble), all of the starts whose truth is there; averages over area and variables in their own units.
+    hour of the day, as an ensemble), all of the starts whose truth is there; averages over the area. Of several variables each is scored by
+    itself, in its own units: "model t2m".
 
     drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
     """
@@ -159,16 +161,27 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
         if not len(real):
             continue
         members = {"model": drawn[there, number], "persistence": record.values[rows[there]][:, None]}
-        out[f"{lead:g}"] = {name: _scored(some, real, about) for name, some in members.items()}
+        out[f"{lead:g}"] = _each(members, real, about)
         hours = (record.clock[rows[there]] + lead) % (DAY / HOUR)
         usual = {hour: climatology(record, about, hour) for hour in np.unique(hours)}
         least = min((len(some) for some in usual.values()), default=0)
         if least > 1:
             days = np.stack([usual[hour][:least] for hour in hours])
-            out[f"{lead:g}"]["climatology"] = _scored(days, real, about)
+            out[f"{lead:g}"] |= _each({"climatology": days}, real, about)
     if not out:
         raise DataError("score: the file has no field at any of the times that were forecast")
     return out
+
+
+def _each(systems: dict[str, NDArray[np.float32]], real: NDArray[np.float32], about: Fields) -> dict[str, Scores]:
+    """The scores of ensembles (S, M, C, H, W) of systems, by system, and where there are several variables by these."""
+    if len(about.names) == 1:
+        return {name: _scored(some, real, about) for name, some in systems.items()}
+    return {
+        f"{name} {variable}": _scored(some[:, :, [number]], real[:, [number]], about)
+        for name, some in systems.items()
+        for number, variable in enumerate(about.names)
+    }
 
 
 def _scored(members: NDArray[np.float32], real: NDArray[np.float32], about: Fields) -> Scores:

@@ -138,6 +138,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "residuals": {"log_snr": list(denoiser.residuals.log_snr), "value": list(denoiser.residuals.value)} if denoiser.residuals else None,
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
+        **({"tags": list(card.tags)} if config.conditional and card.tags else {}),
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
         **({"given": to_dict(denoiser.given, named=True)} if denoiser.given is not None else {}),
         **({"text": to_dict(denoiser.text)} if denoiser.text is not None else {}),
@@ -147,8 +148,8 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
 
 
 def labelled(document: Mapping[str, Any]) -> bool:
-    """Whether the model that config.json describes can be asked for something by name, number or text."""
-    return bool(document["classes"] or document["vector"] or document.get("text"))
+    """Whether the model that config.json describes can be asked for something, by name, number, text or picture."""
+    return bool(document["classes"] or document["vector"] or document.get("text") or document["cond"]["image"])
 
 
 def _encoded(codec: Codec) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def check_base(base: Base, card: Card) -> None:
         problems.append(f"base: is told by {theirs.title}; train this stage with the same encoder (--text, --reference)")
     if "image" in getattr(base.denoiser, "conditions", ()):
         problems.append("base: needs a condition image beside each sample, which a cascade does not hand down")
+    if card.mask_channels:
+        problems.append("base: samples of which entries are missing cannot be made smaller")
     if base.noise < base.drawn:
         problems.append(f"base_drawn: got {base.drawn:g}; in training there is noise up to base_noise = {base.noise:g}")
     if problems:

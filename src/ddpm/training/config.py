@@ -203,6 +203,8 @@ class TrainConfig:
             problems.append("base: not with an autoencoder or augment; a stage enlarges samples as they are")
         if self.given is not None and (self.autoencoder is not None or self.cascade.base is not None or self.tricks.augment):
             problems.append("given: not with an autoencoder, a base or augment; what is given is made of the samples as they are")
+        if self.given is not None and self.text.reference is not None:
+            problems.append("given: not with a reference, which would be read of the same pictures; leave --given or --reference out")
         if self.text.wanted and not self.conditional:
             problems.append("text: an encoder of what the model is told, and conditional is off; leave one of the two out")
         names = [f"{width:.3f}" for width in self.ema] if isinstance(self.ema, tuple) else [""]

@@ -88,8 +88,9 @@ def held_out_loss(
             cond = conditions(values if tell is None else tell(rows[part], values), keys | {"null"}, device) or None
             prediction = denoiser(process.perturb(x0, eps, at), at, cond)
         if k < batches:  # else a call to keep step with the others
-            eps_error[part] = mean_flat((eps - prediction.eps) ** 2).double().cpu()
-            x0_error[part] = mean_flat((x0 - prediction.x0) ** 2).double().cpu()
+            share = mean_flat((torch.from_numpy(values["mask"]) != 0).double()) if "mask" in values else 1.0  # of the entries there
+            eps_error[part] = mean_flat((eps - prediction.eps) ** 2).double().cpu() / share
+            x0_error[part] = mean_flat((x0 - prediction.x0) ** 2).double().cpu() / share
     eps_error, x0_error = world.sum(torch.stack([eps_error, x0_error]))  # zero but where this rank looked
     log_snr = process.log_snr(grid)
     means = [torch.stack([error[level == k].mean() for k in range(levels)]) for error in (eps_error, x0_error)]

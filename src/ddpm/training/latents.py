@@ -129,6 +129,8 @@ def refusals(dataset: Dataset) -> list[str]:
         found.append("crop: random parts of pictures cannot be encoded once for all; use --crop centre")
     if dataset.card.image_channels:
         found.append("autoencoder: data with an image condition are not supported in latents")
+    if dataset.card.mask_channels:
+        found.append("autoencoder: samples of which entries are missing are not supported in latents")
     if not dataset.card.fingerprint:
         found.append("autoencoder: the data have no fingerprint to keep their latents under; open them by ddpm.data")
     return found

@@ -43,4 +43,6 @@ class Tricks:
             problems.append(f"augment: it turns and moves pictures (C, H, W), and these samples have shape {card.shape}; leave it at 0")
         if self.augment and card.image_channels:
             problems.append("augment: these data have an image condition, which may hold labels that cannot be turned; leave it at 0")
+        if self.augment and card.mask_channels:
+            problems.append("augment: entries of these samples are missing, and a mask is not turned with them; leave it at 0")
         return problems

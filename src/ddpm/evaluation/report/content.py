@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset, Rows
+from ddpm.data.dataset import Dataset, evenly
 from ddpm.denoiser import Cond, NetworkDenoiser
 from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor, Raw
@@ -153,8 +153,3 @@ class Evaluator:
             return picked, train, []
         beside = nearest(features[picked].double(), self.held.features.double())[1]
         return picked, train, [int(self.dataset.held_rows[int(i)]) for i in beside]
-
-
-def evenly(rows: Rows, most: int) -> Rows:
-    """At most so many of the rows, evenly: data may be sorted."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]

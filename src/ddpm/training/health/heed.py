@@ -7,13 +7,14 @@ but not like what was asked for. Labels in another order than the samples do it,
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset, Rows
+from ddpm.data.dataset import Dataset, Rows, evenly
 from ddpm.denoiser import Denoiser
 from ddpm.random import generator
 from ddpm.training.distributed.world import World
@@ -74,13 +75,15 @@ def heed(
     autocast: torch.dtype | None = None,
     world: World | None = None,
 ) -> Heed | None:
-    """What conditions are worth on up to `samples` held-out samples, at the same noise throughout; None where there are none of either.
+    """What conditions are worth on up to `samples` held-out samples, evenly among all, at the same noise throughout; None where there are
+    none of either, or all have the same conditions.
 
     own: the loss with their own conditions, where it is known for the same samples. hidden: measured as well.
     """
-    rows = dataset.held_rows[:samples]
+    rows = evenly(dataset.held_rows, samples)  # data may be sorted
     if not keys or len(rows) < 2:
         return None
+    dataset = replace(dataset, held_rows=rows)
     shuffled = dict(zip(rows.tolist(), rows[generator(0, "evaluate").permutation(len(rows))].tolist(), strict=True))
 
     def other(asked: Rows, values: Values) -> Values:
@@ -92,6 +95,10 @@ def heed(
         return {**values, "null": np.ones(len(asked), dtype=bool)}
 
     options: dict[str, Any] = {"samples": samples, "autocast": autocast, "world": world}
+    told = dataset.conditions(rows)
+    partners = dataset.conditions(np.array([shuffled[row] for row in rows.tolist()], dtype=np.int64))
+    if all(np.array_equal(told[key], partners[key]) for key in keys):
+        return None
     known = own if own is not None and set(own.rows.tolist()) == set(rows.tolist()) else None
     mine = known or held_out_loss(denoiser, dataset, keys, **options)
     foreign = held_out_loss(denoiser, dataset, keys, tell=other, **options)
