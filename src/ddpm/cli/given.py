@@ -99,10 +99,8 @@ def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tup
     """The condition images of at most `count` samples held out of the run's training, evenly among them, and their classes."""
     import torch
 
-    what = (
-        f"this model needs a condition image of {channels} channels beside each sample: name what samples are drawn from, --given PICTURE"
-    )
-    cond = conditions_of(count, model, run, f"{what} or FILE.npy")
+    what = f"this model needs a condition image of {channels} channels beside each sample: name what samples are drawn from"
+    cond = conditions_of(count, model, run, f"{what}, --given PICTURE or FILE.npy")
     return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
 
 
@@ -116,8 +114,8 @@ def masks(n: int, model: NetworkDenoiser, run: str) -> torch.Tensor:
 
 
 def conditions_of(count: int, model: NetworkDenoiser, run: str, otherwise: str) -> dict[str, NDArray[Any]]:
-    """The conditions of at most `count` held-out samples of a run's own data, evenly among them; DataError, with what to do otherwise, where
-    these are not there.
+    """The conditions of at most `count` held-out samples of a run's own data, evenly among them; DataError, with what to do otherwise,
+    where these are not there.
     """
     from ddpm.cli.scored import card_of
     from ddpm.data import open_data
