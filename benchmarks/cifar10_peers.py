@@ -9,7 +9,9 @@ their default and better for runs as short as this (--pilot MINUTES compares the
 own; ours by its usual sampler too. The distance is on the features of an encoder trained on the same pictures, against those that training
 has seen, beside that of pictures it has not seen.
 
-Samples are kept in --folder: a second call goes on, or only scores. The last line is JSON.
+Samples of a system are kept in --folder once it is done: a second call goes on with the others, or only scores. Minutes are CPU minutes,
+but a busy machine makes each of them worth less: nothing else should run, and --systems takes them one after the other. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -189,6 +191,7 @@ def main() -> int:
     parser.add_argument("--pilot", type=float, default=None, help="only compare the peers' rates, in so many minutes")
     parser.add_argument("--n", type=int, default=2000, help="samples of each")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="those to train now, with commas; all that are done are scored")
     parser.add_argument("--figure", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.processes)
@@ -198,7 +201,11 @@ def main() -> int:
     minutes = args.pilot or args.minutes
     rates = [args.lr, 1e-4] if args.pilot else [args.lr]
     asked = [("ddpm", ours)] * (not args.pilot) + [(name, lr) for name in SYSTEMS[1:] for lr in rates]
-    left = [pair for pair in asked if not _place(args, *pair, minutes, "run").with_suffix(".json").is_file()]
+
+    def done(pair: tuple[str, float]) -> bool:
+        return _place(args, *pair, minutes, "run").with_suffix(".json").is_file()
+
+    left = [pair for pair in asked if pair[0] in args.systems.split(",") and not done(pair)]
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(job, *pair, minutes, args) for pair in left]):
             print(future.result(), flush=True)
@@ -215,7 +222,7 @@ def main() -> int:
         print(f"{name:48s} {score['value']:8.2f}  [{score['low']:.2f}, {score['high']:.2f}]")
     if args.figure:
         figure(samples, scores, args.figure, minutes)
-    runs = [json.loads(_place(args, *pair, minutes, "run").with_suffix(".json").read_text()) for pair in asked]
+    runs = [json.loads(_place(args, *pair, minutes, "run").with_suffix(".json").read_text()) for pair in asked if done(pair)]
     print(json.dumps({"scores": scores, "real": None if real is None else real.estimates["frechet"]._asdict(), "runs": runs}))
     return 0
 
