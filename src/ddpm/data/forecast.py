@@ -8,6 +8,7 @@ fields and maps of the place ("image"), and the lead and the hour of the day ("v
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ _SEASON = 300  # days of a record from which the day of the year is told: of a s
 _YEARS = {"360_day": 360.0, "noleap": 365.0, "365_day": 365.0, "all_leap": 366.0, "366_day": 366.0}
 
 
-class Lazy:
+class Lazy(ABC):
     """N entries (*shape) in float32 that are computed when they are asked for; indexed as an array is."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
@@ -39,9 +40,9 @@ class Lazy:
         index = np.arange(len(self))[rows]
         return self.of(index[None])[0] if index.ndim == 0 else self.of(index)
 
+    @abstractmethod
     def of(self, index: Rows) -> Array:
         """The entries of these numbers (n,), as (n, *shape)."""
-        raise NotImplementedError
 
 
 class Windows:

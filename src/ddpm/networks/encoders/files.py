@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ddpm.errors import ConfigError, MissingLibraryError
 from ddpm.networks.encoders.settings import EncoderSettings
@@ -28,6 +29,16 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"text: {folder} is no folder of an encoder: no config.json; give one as save_pretrained writes it, or words")
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"text: {folder} holds no .safetensors; weights that are pickles are not loaded: save them anew")
+
+
+def described(folder: Path, flag: str) -> Any:
+    """What config.json of a folder says of its network; ConfigError, under the flag's name, for what is no such folder."""
+    transformers = library()
+    check_folder(folder)
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library has an error for every way a folder can be wrong
+        raise ConfigError(f"{flag}: {folder}/config.json cannot be read ({first_line(error)})") from error
 
 
 def hashed(folder: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm.errors import ConfigError
-from ddpm.networks.encoders.files import check_folder, first_line, hashed, library
+from ddpm.networks.encoders.files import described, first_line, hashed, library
 from ddpm.networks.encoders.settings import EncoderSettings
 
 BATCH = 32
@@ -61,12 +61,7 @@ def _side(config: Any, kind: str) -> int:
 def picture_settings(folder: str | Path, levels: tuple[float, float]) -> EncoderSettings:
     """What the image tower in a folder is; levels: black and white of the pictures. ConfigError where there is none that can be used."""
     place = Path(folder).expanduser()
-    transformers = library()
-    check_folder(place)
-    try:
-        config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
-    except Exception as error:  # the library has an error for every way a folder can be wrong
-        raise ConfigError(f"reference: {place}/config.json cannot be read ({first_line(error)})") from error
+    config = described(place, "reference")
     model = MODELS.get(config.model_type)
     if model is None:
         raise ConfigError(f"reference: {place} is a {config.model_type}; allowed are {', '.join(MODELS)}")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.errors import ConfigError
-from ddpm.networks.encoders.files import check_folder, first_line, hashed, library
+from ddpm.networks.encoders.files import described, first_line, hashed, library
 from ddpm.networks.encoders.settings import EncoderSettings
 
 BATCH = 64
@@ -26,12 +26,7 @@ TOWERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5
 def text_settings(folder: str | Path, length: int) -> EncoderSettings:
     """What the encoder in a folder is; length: most tokens, less where it takes less. ConfigError where there is none that can be used."""
     place = Path(folder).expanduser()
-    transformers = library()
-    check_folder(place)
-    try:
-        config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
-    except Exception as error:  # the library has an error for every way a folder can be wrong
-        raise ConfigError(f"text: {place}/config.json cannot be read ({first_line(error)})") from error
+    config = described(place, "text")
     inner = getattr(config, "text_config", config)  # of CLIP as a whole, its text half
     size = getattr(inner, "hidden_size", None) or getattr(inner, "d_model", None)
     if not size or config.model_type in ("dinov2", "clip_vision_model", "vit"):
@@ -45,7 +40,7 @@ def text_settings(folder: str | Path, length: int) -> EncoderSettings:
 def _tokenizer(folder: Path) -> Any:
     try:
         return library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # likewise
+    except Exception as error:  # the library has an error for every way a folder can be wrong
         raise ConfigError(f"text: {folder} holds no tokenizer that can be read ({first_line(error)}); save it beside the model") from error
 
 
