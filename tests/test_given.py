@@ -13,6 +13,7 @@ from PIL import Image
 import ddpm
 from ddpm.cli import main
 from ddpm.cli.drawing import Ready
+from ddpm.cli.given import beside_of
 from ddpm.denoiser import GIVENS, Given, Grey, Small
 from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError
@@ -194,6 +195,23 @@ def test_maps_of_labels_beside_pictures(tmp_path: Path, capsys) -> None:
     with pytest.raises(ddpm.errors.DataError, match="label 2"):
         Image.fromarray(np.full((8, 8), 2, np.uint8)).save(tmp_path / "maps" / "x" / "7.png")
         ddpm.data.open_data(ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=2))
+
+
+@pytest.mark.parametrize("labels", [None, 200])
+def test_sixteen_bits_beside_are_read_alike_in_training_and_afterwards(tmp_path: Path, labels: int | None) -> None:
+    for folder in ("photos", "maps"):
+        (tmp_path / folder).mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        Image.fromarray(draw.integers(0, labels or 65_536, (8, 8), dtype=np.uint16)).save(tmp_path / "maps" / f"{i}.png")
+    settings = ddpm.DataSettings(data=str(tmp_path / "photos"), beside=str(tmp_path / "maps"), beside_labels=labels)
+    data = ddpm.data.open_data(settings)
+    image = data.cond["image"]
+    for i in range(len(data)):
+        text = str(tmp_path / "maps" / data.names[i])  # pyright: ignore[reportOptionalSubscript]
+        read = beside_of(text, data.card.shape, image.shape[1], settings)
+        torch.testing.assert_close(read[0], torch.from_numpy(np.asarray(image[i])), atol=1e-7, rtol=0)
 
 
 def test_maps_with_colours_or_twice_are_refused(tmp_path: Path) -> None:

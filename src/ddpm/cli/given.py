@@ -146,7 +146,7 @@ def image_of(text: str, model: NetworkDenoiser, channels: int, run: str) -> torc
     if given is None:
         settings = run_data(open_run(run))
         if settings.beside is not None and Path(text).expanduser().suffix not in SUFFIXES:
-            return _beside(text, shape, channels, settings)
+            return beside_of(text, shape, channels, settings)
         return _array(text, (channels, *shape[1:]))
     small = small_of(text, model)
     if small is not None:
@@ -196,13 +196,12 @@ def _header(text: str) -> tuple[int, int, str] | None:
         return None
 
 
-def _beside(text: str, shape: tuple[int, ...], channels: int, settings: DataSettings) -> torch.Tensor:
+def beside_of(text: str, shape: tuple[int, ...], channels: int, settings: DataSettings) -> torch.Tensor:
     """A picture as those that lay beside the samples in training, (1, Ci, H, W)."""
-    import numpy as np
     import torch
 
     from ddpm.data.beside import image_condition
-    from ddpm.data.one import read_one
+    from ddpm.data.one import read_one, read_picture
     from ddpm.denoiser import Codec
 
     size = _size(text)
@@ -211,9 +210,12 @@ def _beside(text: str, shape: tuple[int, ...], channels: int, settings: DataSett
     if settings.beside_labels is not None and _mode(text) not in (None, "1", "L", "I;16"):
         raise DataError(f"--given: {text} has colours or a palette; maps of labels are grey, the label as the level")
     planes = channels if settings.beside_labels is None else 1
-    codec = Codec(shift=(127.5,) * planes, scale=(127.5,) * planes, dtype="uint8", bins=(0.0, 255.0))
-    raw = read_one(text, (planes, *shape[1:]), codec)
-    return torch.from_numpy(image_condition(np.asarray(raw)[None], settings.beside_labels, text))
+    asked = (planes, *shape[1:])
+    if settings.beside_labels is not None:
+        raw = read_picture(text, asked)[0]  # labels are what the file says, of however many bits
+    else:
+        raw = read_one(text, asked, Codec(shift=(32767.5,) * planes, scale=(32767.5,) * planes, dtype="uint16", bins=(0.0, 65535.0)))
+    return torch.from_numpy(image_condition(raw[None], settings.beside_labels, text))
 
 
 def _array(text: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -36,8 +36,7 @@ def read_one(text: str, shape: Sequence[int], codec: Codec) -> NDArray[Any]:
     name, row = _place(text)
     if Path(name).expanduser().suffix in SUFFIXES:
         return _row(text, row, _array(name, shape), shape, codec)
-    samples, bins = _pictures(text, name, shape)
-    picked = _row(text, row, samples, shape, None)
+    picked, bins = read_picture(text, shape)
     if bins == codec.bins:
         return picked
     if bins is None or codec.bins is None:
@@ -45,6 +44,13 @@ def read_one(text: str, shape: Sequence[int], codec: Codec) -> NDArray[Any]:
     (low, high), (first, last) = bins, codec.bins
     mapped = first + (picked.astype(np.float64) - low) * ((last - first) / (high - low))
     return np.rint(mapped).astype(codec.dtype)
+
+
+def read_picture(text: str, shape: Sequence[int]) -> tuple[NDArray[Any], Bins | None]:
+    """The picture that `text` names, as `read_one` does, (*shape) in the levels of its own file, and the first and last of these."""
+    name, row = _place(text)
+    samples, bins = _pictures(text, name, tuple(shape))
+    return _row(text, row, samples, tuple(shape), None), bins
 
 
 def _place(text: str) -> tuple[str, int]:

@@ -30,13 +30,14 @@ def carry_on(saved: Checkpoint, config: TrainConfig, denoiser: NetworkDenoiser, 
     if not problems and denoiser.autoencoder is not None and not _same(saved, "autoencoder", denoiser.autoencoder):
         problems.append(f"autoencoder: {config.autoencoder} is not the one {run} was begun with; name that one, or use another --out")
     if not problems and (then := described_text(document)) != (now := denoiser.text):
+        flag = next(one.flag for one in (now, then) if one is not None)
         if then is None or now is None:
             problems.append(
-                f"text: {run} was begun {'without' if then is None else 'with'} an encoder; ask for the same, or use another --out"
+                f"{flag}: {run} was begun {'without' if then is None else 'with'} an encoder; ask for the same, or use another --out"
             )
         elif then.identity != now.identity:
             problems.append(
-                f"text: {run} was begun with another encoder, {then.title}, not {now.title}; name that one, or use another --out"
+                f"{flag}: {run} was begun with another encoder, {then.title}, not {now.title}; name that one, or use another --out"
             )
     if problems:
         raise ConfigError.of(problems)

@@ -103,11 +103,13 @@ def with_tokens(dataset: Dataset, about: EncoderSettings, say: Say = lambda _: N
     """
     before = dataset.card.tokens
     if before is not None and before.identity != about.identity:
-        raise ConfigError(f"text: {dataset.card.name} was opened with another encoder, {before.title}, not {about.title}; open it anew")
+        raise ConfigError(
+            f"{about.flag}: {dataset.card.name} was opened with another encoder, {before.title}, not {about.title}; open it anew"
+        )
     if before is not None:
         return dataset
     if not dataset.card.fingerprint:
-        raise ConfigError("text: the data have no fingerprint to keep their tokens under; open them by ddpm.data")
+        raise ConfigError(f"{about.flag}: the data have no fingerprint to keep their tokens under; open them by ddpm.data")
     picture = about.kind == "picture"
     texts, which = ([], np.arange(len(dataset))) if picture else _different(dataset)
     count = len(dataset) if picture else len(texts)

@@ -14,27 +14,28 @@ from ddpm.networks.encoders.settings import EncoderSettings
 ENDINGS = (".safetensors", ".json", ".model", ".txt")  # weights, settings, and what tokenizers are made of
 
 
-def library() -> ModuleType:
+def library(flag: str = "text") -> ModuleType:
     """`transformers`; MissingLibraryError where it is not installed."""
     try:
         import transformers  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise MissingLibraryError("text: this encoder needs the library transformers: pip install 'ddpm[text]'") from error
+        raise MissingLibraryError(f"{flag}: this encoder needs the library transformers: pip install 'ddpm[text]'") from error
     return transformers
 
 
-def check_folder(folder: Path) -> None:
-    """ConfigError for what is no folder of an encoder with weights."""
+def check_folder(folder: Path, flag: str) -> None:
+    """ConfigError, under the flag's name, for what is no folder of an encoder with weights."""
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"text: {folder} is no folder of an encoder: no config.json; give one as save_pretrained writes it, or words")
+        words = ", or words" if flag == "text" else ""
+        raise ConfigError(f"{flag}: {folder} is no folder of an encoder: no config.json; give one as save_pretrained writes it{words}")
     if not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"text: {folder} holds no .safetensors; weights that are pickles are not loaded: save them anew")
+        raise ConfigError(f"{flag}: {folder} holds no .safetensors; weights that are pickles are not loaded: save them anew")
 
 
 def described(folder: Path, flag: str) -> Any:
     """What config.json of a folder says of its network; ConfigError, under the flag's name, for what is no such folder."""
-    transformers = library()
-    check_folder(folder)
+    transformers = library(flag)
+    check_folder(folder, flag)
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library has an error for every way a folder can be wrong
@@ -62,11 +63,13 @@ def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
 def check_files(about: EncoderSettings, folder: Path) -> None:
     """ConfigError where the folder does not hold the encoder that a model was trained with."""
     if not folder.is_dir():
-        raise ConfigError(f"text: the encoder this model was trained with, {about.model}, is not at {folder}; name it with --text-encoder")
-    check_folder(folder)
+        raise ConfigError(
+            f"{about.flag}: the encoder this model was trained with, {about.model}, is not at {folder}; name it with --text-encoder"
+        )
+    check_folder(folder, about.flag)
     if (found := hashed(folder)) != about.sha256:
         raise ConfigError(
-            f"text: {folder} holds another encoder (SHA-256 {found[:12]}) than the model was trained with ({about.model}, "
+            f"{about.flag}: {folder} holds another encoder (SHA-256 {found[:12]}) than the model was trained with ({about.model}, "
             f"{about.sha256[:12]}); name that one with --text-encoder"
         )
 

@@ -78,9 +78,9 @@ class PictureTower:
     def __init__(self, about: EncoderSettings, folder: Path, device: torch.device) -> None:
         self.about, self.device, self.kind = about, device, _kind(about.model)
         try:
-            self.network = getattr(library(), about.model).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.network = getattr(library(about.flag), about.model).from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except Exception as error:  # likewise
-            raise ConfigError(f"reference: {folder} cannot be loaded as {about.model} ({first_line(error)})") from error
+            raise ConfigError(f"{about.flag}: {folder} cannot be loaded as {about.model} ({first_line(error)})") from error
         self.network.eval().requires_grad_(False).to(device)
         self.side = _side(self.network.config, self.kind)
 

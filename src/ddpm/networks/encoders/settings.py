@@ -33,6 +33,11 @@ class EncoderSettings:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
     @property
+    def flag(self) -> str:
+        """The setting that names such an encoder, under which messages speak of it."""
+        return "reference" if self.kind == "picture" else "text"
+
+    @property
     def title(self) -> str:
         """What messages call it."""
         return f"{len(self.vocabulary)} words" if self.kind == "words" else f"{self.model} of {self.folder}"
