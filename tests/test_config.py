@@ -207,7 +207,8 @@ TYPOS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"timestep": 5}, "timestep", "timesteps"),
     ({"time_steps": 5}, "time_steps", "timesteps"),
     ({"Timesteps": 5}, "Timesteps", "timesteps"),
-    ({"learning_rate": 1e-3}, "learning_rate", None),
+    ({"learning_rate": 1e-3}, "learning_rate", "lr"),  # as other libraries have it
+    ({"xylophone": 1}, "xylophone", None),
     ({"ir": 1e-3}, "ir", "lr"),
     ({"batch-size": 4}, "batch-size", "batch"),
     ({"beta": [0.9, 0.9]}, "beta", "betas"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm.config import Parser, add_flags, dump_toml, flags_layer, from_dict, resolve, to_dict
 from ddpm.data import Dataset, DataSettings, open_data
 from ddpm.errors import DataError
 
@@ -75,6 +77,17 @@ def test_names_and_numbers_become_classes_and_vectors(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps({"labels": [[name, [i, 0.5]] for i, name in enumerate(NAMES)]}))
     assert read(folder).cond["vector"].shape == (12, 2) and read(folder).card.classes == ()
     assert "vector" not in read(folder, labels="none").cond
+
+
+def test_none_means_no_labels_in_flags_and_files(folder: Path) -> None:
+    (folder / "labels.csv").write_text(FAIR)
+    for typed, classes in ((["--labels", "none"], 0), (["--labels", "auto"], 3), ([], 3)):
+        parser = Parser()
+        add_flags(parser, DataSettings)
+        args, extra = parser.parse_known_args(["--data", str(folder), *typed])
+        settings = resolve(DataSettings, [flags_layer(args, extra, parser, DataSettings)])
+        assert open_data(settings).card.class_counts == (4,) * classes
+        assert from_dict(DataSettings, to_dict(settings)) == settings == from_dict(DataSettings, tomllib.loads(dump_toml(settings)))
 
 
 FAULTS = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_HOMES = {
     "Ancestral": "ddpm.sampling",
     "ClassifierFree": "ddpm.guidance",
     "DDIM": "ddpm.sampling",
@@ -50,6 +50,10 @@ _ROOMS = {
     "train": "ddpm.training",
     "trajectory": "ddpm.sampling",
 }
+_ROOMS = (
+    "config", "data", "denoiser", "distillation", "errors", "evaluation", "guidance", "interop", "likelihood", "metrics", "networks",
+    "objective", "process", "sampling", "training",
+)  # fmt: skip
 
 __all__ = [
     "DDIM",
@@ -75,7 +79,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    room = _ROOMS.get(name)
+    if name in _ROOMS:
+        return importlib.import_module(f"ddpm.{name}")
+    room = _HOMES.get(name)
     if room is None:
         raise AttributeError(f"module 'ddpm' has no attribute {name!r}; public names: {', '.join(__all__)}")
     value = getattr(importlib.import_module(room), name)
@@ -84,4 +90,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -52,7 +52,8 @@ HELP = """Denoising diffusion: from your data to a trained model to samples.
   ddpm sample runs/photos --n 64                 uses the settings the model was trained with
 """
 EPILOG = """`ddpm COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 settings, 3 data, 4 checkpoint, 5 disk,
-6 training diverged, 7 run folder in use, 8 a process of the run was lost, 130 interrupted."""
+6 training diverged, 7 run folder in use, 8 a process of the run was lost, 130 interrupted,
+143 terminated."""
 
 
 def command_module(name: str) -> ModuleType:

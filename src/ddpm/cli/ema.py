@@ -40,7 +40,7 @@ class EmaConfig:
     )
     step: int | None = setting(None, "training step of the checkpoint; none: the newest", low=0, group="what")
     write: bool = setting(True, "keep the best as what ddpm sample uses", group="what")
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
     n: int = setting(1024, "held-out samples, at most", low=1, high=10_000_000, group="how")
     batch: int = setting(256, "samples scored at once", low=1, high=1_000_000, group="how")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="how")

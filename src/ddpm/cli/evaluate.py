@@ -56,7 +56,7 @@ class EvaluateConfig:
     nfe_curve: tuple[int, ...] = setting((5, 10, 20, 50), "numbers of network calls", low=1, group="curves")
     guidance_curve: tuple[float, ...] = setting((1.0, 1.5, 2.0, 3.0), "guidance scales, for models with conditions", group="curves")
     likelihood: int = setting(100, "held-out samples whose bits per dimension are bounded; 0: none", low=0, high=10_000_000, group="what")
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "folder; none: report in the run folder, or report-2, ...", group="output")
 

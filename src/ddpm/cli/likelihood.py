@@ -46,7 +46,7 @@ ABOUT_LATENTS = {
 class LikelihoodConfig:
     """What is scored, and how."""
 
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
     n: int | None = setting(100, "samples scored, drawn from the data by the seed; none: all", low=1, group="what")
     conditional: bool = setting(True, "given the classes and vectors that come with the data, where the model knows them", group="what")
     route: Literal["all", "bound", "continuous", "flow"] = setting("all", "which likelihood", group="how")

@@ -8,7 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ddpm.config.fields import Families, arms, default_of, has_name, hints_of, limits_of, members, nearest, plain, presets, settings_of
+from ddpm.config.fields import (
+    Families,
+    arms,
+    default_of,
+    has_name,
+    hints_of,
+    limits_of,
+    members,
+    nearest,
+    plain,
+    presets,
+    settings_of,
+    unset_of,
+)
 from ddpm.config.values import Refused, read_value, show
 from ddpm.errors import ConfigError
 
@@ -40,8 +53,8 @@ def to_dict(obj: Any, *, named: bool = False, none: bool = True) -> dict[str, An
     Args:
         obj: a dataclass instance.
         named: write the name of the outermost object as well: for an object that is itself a member of a family.
-        none: False for formats that know no null (TOML): a None is left out where None is the default and is "none" elsewhere
-            (so in a setting that is text or None, the text "none" means None).
+        none: False for formats that know no null (TOML): a None is left out where None is the default and is its word elsewhere,
+            "none" (so in a setting that is text or None, that text means None).
     """
     hints = hints_of(type(obj))
     out: dict[str, Any] = {"name": type(obj).__name__} if named else {}
@@ -49,7 +62,7 @@ def to_dict(obj: Any, *, named: bool = False, none: bool = True) -> dict[str, An
         value = getattr(obj, name)
         if value is None and not none:
             if default_of(field) is not None:
-                out[name] = "none"
+                out[name] = unset_of(field)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             out[name] = to_dict(value, named=has_name(hints[name], type(value)), none=none)
         elif isinstance(value, tuple):
@@ -116,7 +129,7 @@ def check(obj: Any, problems: Sequence[str] = ()) -> None:
                 found.append(f"{name} is {value!r}; allowed: {allowed}")
             continue
         try:
-            read_value(hints[name], value, limits_of(field))
+            read_value(hints[name], value, limits_of(field), unset=unset_of(field))
         except Refused as refusal:
             found.append(f"{name} {refusal}")
     refused = [line.split(" ", 1)[0] for line in found]
@@ -170,7 +183,7 @@ class _Builder:
         layer, value = given[-1]
         text = layer.text or isinstance(value, Typed)
         try:
-            return read_value(hint, value.value if isinstance(value, Typed) else value, limits_of(field), text=text)
+            return read_value(hint, value.value if isinstance(value, Typed) else value, limits_of(field), text=text, unset=unset_of(field))
         except Refused as refusal:
             self.problems.append(f"{_label(path, layer, value)} {refusal}")
             return _FAILED

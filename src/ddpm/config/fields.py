@@ -60,6 +60,8 @@ def setting(
     flat: bool = False,
     advanced: bool = False,
     repeat: bool = False,
+    unset: str = "none",
+    inherits: str = "",
 ) -> Any:
     """A dataclass field whose help and legal range are written once, for files, flags, `--help` and Python alike.
 
@@ -73,10 +75,12 @@ def setting(
         flat: the fields of this nested dataclass become flags without a prefix: `--size`, not `--data.size`.
         advanced: listed by `--help-all` only.
         repeat: of a tuple of texts: the flag is given once for each, so that they may hold commas.
+        unset: the word for None in files and flags.
+        inherits: of a nested dataclass: where its values come from when nothing is said, "the run", instead of its defaults.
     """
     limits = Range(low=low, high=high, above=above, below=below)
     about = {"help": help, "range": limits, "group": group, "short": short, "flag": flag, "flat": flat, "advanced": advanced}
-    about["repeat"] = repeat
+    about |= {"repeat": repeat, "unset": unset, "inherits": inherits}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -98,6 +102,11 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def limits_of(field: dataclasses.Field[Any]) -> Range:
     """The legal range written in the field's metadata; without one, everything finite is legal."""
     return field.metadata.get("range", Range())
+
+
+def unset_of(field: dataclasses.Field[Any]) -> str:
+    """The word for None, as files and flags have it."""
+    return field.metadata.get("unset", "none")
 
 
 def arms(hint: Any) -> tuple[Any, ...]:
@@ -142,10 +151,35 @@ def plain(name: str) -> str:
     return name.lower().replace("++", "pp").replace("-", "").replace("_", "").replace(" ", "")
 
 
+ELSEWHERE = {  # what other libraries call the same, as `plain` has it
+    "dpmsolverpp": "dpm++2m",
+    "dpmsolvermultistep": "dpm++2m",
+    "timesteps": "--schedule.T",
+    "numtraintimesteps": "--schedule.T",
+    "betaschedule": "--schedule",
+    "numinferencesteps": "--steps",
+    "guidancescale": "--guidance",
+    "predictiontype": "--parameterization",
+    "batchsize": "--batch",
+    "trainbatchsize": "--batch",
+    "learningrate": "--lr",
+    "imagesize": "--size",
+    "resolution": "--size",
+    "maxtrainsteps": "--steps",
+    "outputdir": "--out",
+    "float32": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+}
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name a person most likely meant, or None."""
     by_plain: dict[str, str] = {}
     for candidate in known:
         by_plain.setdefault(plain(candidate), candidate)
+    if (same := plain(ELSEWHERE.get(plain(name), ""))) in by_plain:
+        return by_plain[same]
     close = difflib.get_close_matches(plain(name), list(by_plain), n=1, cutoff=0.6 if len(plain(name)) > 3 else 0.5)
     return by_plain[close[0]] if close else None

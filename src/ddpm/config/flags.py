@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from ddpm.config.build import Layer, Typed
-from ddpm.config.fields import Families, arms, default_of, hints_of, limits_of, members, nearest, presets, settings_of
+from ddpm.config.fields import Families, arms, default_of, hints_of, limits_of, members, nearest, presets, settings_of, unset_of
 from ddpm.errors import ConfigError
 
 
@@ -75,23 +75,31 @@ def walk(cls: type, families: Families) -> list[Flag]:
         TypeError: where two settings would get the same flag (a mistake in the program).
     """
     flags: dict[str, Flag] = {}
-    for flag in _walk(cls, families, cls, (), "--", "settings", False, ()):
+    for flag in _walk(cls, families, cls, (), "--", "settings", False, (), ""):
         first = flags.setdefault(flag.option, flag)
         if first.path != flag.path:
             raise TypeError(f"{flag.option} would set {'.'.join(first.path)} and {'.'.join(flag.path)}; rename one with setting(flag=...)")
         if first is not flag:
             for text, owners in flag.help.items():
-                first.help[text] = (*first.help.get(text, ()), *owners)
+                first.help[text] = tuple(dict.fromkeys((*first.help.get(text, ()), *owners)))
     return list(flags.values())
 
 
 def _walk(
-    cls: type, families: Families, values: Any, path: tuple[str, ...], prefix: str, group: str, advanced: bool, above: tuple[Any, ...]
+    cls: type,
+    families: Families,
+    values: Any,
+    path: tuple[str, ...],
+    prefix: str,
+    group: str,
+    advanced: bool,
+    above: tuple[Any, ...],
+    inherits: str,
 ) -> Iterator[Flag]:
     """Flags of one class; `values` is where defaults come from: the instance that is itself a default, else the class.
 
     `above` holds the families passed on the way. A schedule made from a schedule gets its flags, but they are not listed once more;
-    deeper still, only files can say it.
+    deeper still, only files can say it. Where values are inherited, `inherits` says from what.
     """
     hints = hints_of(cls)
     for name, field in settings_of(cls).items():
@@ -104,7 +112,7 @@ def _walk(
         hidden = advanced or about.get("advanced", False)
         if not known or named:
             choices = [*(member.__name__ for member in known), *presets(hint, families)]
-            help = {_explain(field, default, choices, None in arms(hint)): (cls.__name__,) if above else ()}
+            help = {_explain(field, default, choices, None in arms(hint), inherits): (cls.__name__,) if above else ()}
             yield Flag(option, here, field, hint, title, hidden, help, known, len(above) == len(set(above)))
         if above.count(known) > 1:
             continue
@@ -113,17 +121,19 @@ def _walk(
             flat = about.get("flat", False) and not named
             deeper = (*above, known) if named else above
             heading = title if flat else f"{option}.*"
-            yield from _walk(member, families, inner, here, "--" if flat else f"{option}.", heading, hidden or named, deeper)
+            source = about.get("inherits") or inherits
+            yield from _walk(member, families, inner, here, "--" if flat else f"{option}.", heading, hidden or named, deeper, source)
 
 
-def _explain(field: dataclasses.Field[Any], default: Any, choices: list[str], optional: bool) -> str:
-    parts = [f"default {_show_default(default)}"] if default is not dataclasses.MISSING else ["required"]
+def _explain(field: dataclasses.Field[Any], default: Any, choices: list[str], optional: bool, inherits: str) -> str:
+    shown = unset_of(field) if default is None else _show_default(default)
+    parts = ["required" if default is dataclasses.MISSING else f"default: that of {inherits}" if inherits else f"default {shown}"]
     if str(limits_of(field)):
         parts.append(str(limits_of(field)))
     if choices:
         parts.append(f"one of {', '.join(choices)}")
-    if optional and default is not None:
-        parts.append("or none")
+    if optional and (default is not None or inherits):
+        parts.append(f"or {unset_of(field)}")
     return f"{field.metadata.get('help', '')} ({', '.join(parts)})".strip()
 
 
@@ -134,7 +144,7 @@ def _show_default(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "empty"
-    return {None: "none", "": "empty"}.get(value, str(value))
+    return "empty" if value == "" else str(value)
 
 
 def _metavar(hint: Any, known: tuple[type, ...]) -> str:
@@ -212,6 +222,8 @@ def unknown_arguments(extra: Sequence[str], parser: argparse.ArgumentParser) -> 
             near = next((option for option in known if option.endswith("." + name.lstrip("-"))), None) or nearest(name, known)
             advice = f"did you mean '{near}'?" if near else f"see {parser.prog} --help"
             problems.append(f"unknown flag '{name}'; {advice}")
+        elif token.lower() in ("true", "false", "on", "off", "yes", "no"):
+            problems.append(f"unexpected argument '{token}'; a switch takes no value: --conditional is on, --no-conditional off")
         elif not after_flag:
             problems.append(f"unexpected argument '{token}'; lists are written with commas and no spaces, 1,2,2")
         after_flag = token.startswith("-") and "=" not in token

@@ -28,15 +28,13 @@ def show(value: object, *, typed: bool = False) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def expects(hint: Any, limits: Range) -> str:
+def expects(hint: Any, limits: Range, unset: str = "none") -> str:
     """What a setting accepts, in words: "a whole number >= 1", "auto, fp32 or bf16", "a number > 0, or none"."""
-    parts = [_expects_one(arm, limits) for arm in arms(hint)]
+    parts = [unset if arm is None else _expects_one(arm, limits) for arm in arms(hint)]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f", or {parts[-1]}"
 
 
 def _expects_one(hint: Any, limits: Range) -> str:
-    if hint is None:
-        return "none"
     if hint in (int, float):
         return f"{'a whole number' if hint is int else 'a number'} {limits}".rstrip()
     if typing.get_origin(hint) is Literal:
@@ -50,7 +48,7 @@ def _expects_one(hint: Any, limits: Range) -> str:
     return {bool: "true or false", str: "text", Path: "a path"}.get(hint, str(hint))
 
 
-def read_value(hint: Any, value: object, limits: Range, *, text: bool = False) -> Any:
+def read_value(hint: Any, value: object, limits: Range, *, text: bool = False, unset: str = "none") -> Any:
     """The value as the annotation asks for it.
 
     Args:
@@ -58,13 +56,14 @@ def read_value(hint: Any, value: object, limits: Range, *, text: bool = False) -
         value: what was given.
         limits: legal range of a number, or of every entry of a tuple.
         text: the value comes from a command line, where everything is a string; elsewhere a string is no number.
+        unset: the word for None.
 
     Raises:
         Refused: with the value and what is allowed, ready to follow the name of the setting.
         TypeError: for an annotation this module does not know (a mistake in the program).
     """
     kinds = arms(hint)
-    if None in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):
+    if None in kinds and (value is None or (isinstance(value, str) and value.lower() == unset)):
         return None
     kinds = sorted((kind for kind in kinds if kind is not None), key=lambda kind: kind is str)  # text reads as str only if as nothing else
     advice = ""
@@ -73,7 +72,7 @@ def read_value(hint: Any, value: object, limits: Range, *, text: bool = False) -
             return _read_one(kind, value, limits, text)
         except Refused as refusal:
             advice = advice or str(refusal)
-    raise Refused(f"is {show(value, typed=text)}{advice}{'' if advice.endswith('?') else ';'} allowed: {expects(hint, limits)}")
+    raise Refused(f"is {show(value, typed=text)}{advice}{'' if advice.endswith('?') else ';'} allowed: {expects(hint, limits, unset)}")
 
 
 def _read_one(kind: Any, value: object, limits: Range, text: bool) -> Any:

@@ -97,7 +97,11 @@ class DataSettings:
     max_pixels: int = field(default=64_000_000, metadata={"help": "refuse pictures with more pixels than this before decoding them"})
     background: str = field(default="white", metadata={"help": "colour that shows through transparent pictures: a name or #rrggbb"})
     labels: str | None = field(
-        default=None, metadata={"help": "labels file (.csv, .jsonl, EDM's .json); none: ignore labels and folder names"}
+        default=None,
+        metadata={
+            "help": "labels file (.csv, .jsonl, EDM's .json); auto: the one beside the data, else folder names; none: no labels at all",
+            "unset": "auto",
+        },
     )
     classes: int | None = field(default=None, metadata={"help": "number of classes, when labels are numbers that must stay below it"})
     beside: str | None = field(
@@ -135,7 +139,7 @@ class DataSettings:
         if not isinstance(self.flip, bool):
             found.append(f"flip: got {self.flip!r}; allowed true or false")
         if self.labels is not None and (not isinstance(self.labels, str) or not self.labels.strip()):
-            found.append(f"labels: got {self.labels!r}; give a file, or none to ignore labels")
+            found.append(f"labels: got {self.labels!r}; give a file, auto, or none to ignore labels")
         if self.beside is not None and (not isinstance(self.beside, str) or not self.beside.strip()):
             found.append(f"beside: got {self.beside!r}; give a folder or archive of pictures")
         if self.beside is not None and self.crop == "random":

@@ -258,7 +258,7 @@ class ClassifierConfig:
 class AutoencodeConfig:
     """What an autoencoder is asked for."""
 
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
     steps: int = setting(2000, "optimizer steps", low=1, high=1_000_000_000, group="run")
     batch: int = setting(32, "samples a step", low=1, high=1_000_000, group="run")
     seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
