@@ -159,7 +159,7 @@ def act(job: Job, path: str | None) -> Found:
     else:
         drawn, about = fitted(job, here)
     fine = bool(drawn.isfinite().all())
-    logits = here.extractor.logits(drawn) if fine else None
+    logits = here.extractor.logits(here.extractor.features(drawn)) if fine else None
     counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]) if logits is not None else torch.zeros(1)
     return {
         "frechet": here.distance(drawn) if fine else math.inf,

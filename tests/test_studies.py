@@ -145,6 +145,20 @@ def test_the_network_and_its_rivals_are_of_the_size_they_are_said_to_be() -> Non
         assert abs(theirs / ours - 1) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "GAN", "VAE"])
+def test_each_kind_is_trained_and_scored(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of training: every number is there."""
+    stability, common = study("stability"), study("common")
+    plain = common.Learned.of
+    monkeypatch.setattr(common.Learned, "of", lambda data: plain(data, steps=2))
+    common.world.cache_clear()
+    args = SimpleNamespace(steps=2)
+    found = stability.act(common.Job(kind, 0, common.settings(args), (kind, 1e-3)), None)
+    common.world.cache_clear()
+    common.compared.cache_clear()
+    assert math.isfinite(found["frechet"]) and 0.0 <= found["rarest"] <= 0.1 and len(found["shown"]) == 16 * 64
+
+
 def test_what_counts_as_failed() -> None:
     stability = study("stability")
 

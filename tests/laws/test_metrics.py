@@ -244,6 +244,9 @@ def test_channel_distances_are_in_standard_deviations() -> None:
     data = torch.randn(200, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 20.0]).view(1, 2, 1, 1)
     moved = data + torch.tensor([0.0, 10.0]).view(1, 2, 1, 1)
     assert channel_distances(moved, data).tolist() == pytest.approx([0.0, 0.5], abs=0.01)
+    data[:, 0] = 3.0  # constant: in standard deviations of all channels
+    moved = data + torch.tensor([float(data.std()), 0.0]).view(1, 2, 1, 1)
+    assert channel_distances(moved, data).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(12,), (8, 12), (4, 6, 8)])
@@ -277,6 +280,42 @@ def test_too_little_variety_is_no_memory() -> None:
     train, held = drawn(1200, 1, 64), drawn(200, 2, 64)
     for scale in (0.5, 0.8, 0.9):
         assert not memorisation(scale * drawn(500, 3, 64), train, held).found
+
+
+@pytest.mark.parametrize(("dim", "inner"), [(16, 1), (24, 3)])
+def test_more_simple_samples_than_the_data_hold_are_no_memory(dim: int, inner: int) -> None:
+    """5 % of the data lie in a part of few dimensions, where distances scatter more; fresh samples of that part alone. And what of these
+    is copied is found.
+    """
+
+    def law(count: int, seed: int, share: float) -> torch.Tensor:
+        x = drawn(count, seed, dim)
+        flat = torch.cat([x[:, :inner], torch.full((count, dim - inner), 5.0, dtype=x.dtype)], 1)
+        return torch.where((torch.arange(count) < share * count)[:, None], flat, x)
+
+    train, held, simple = law(3000, 1, 0.05), law(500, 2, 0.05), law(800, 3, 1.0)
+    found = memorisation(simple, train, held)
+    assert not found.found and found.copies < 0.03 and abs(found.z) < 5
+    copied = memorisation(torch.cat([simple[:700], train[:100]]), train, held)
+    assert copied.found and copied.copies > 0.12
+
+
+def test_training_data_among_the_held_out_do_not_hide_copies() -> None:
+    """Of 400 held out 20 are training data: without them a ratio of nearly nothing is usual."""
+    train, held = drawn(2000, 1), drawn(400, 2)
+    held[:20] = train[:20]
+    found = memorisation(torch.cat([drawn(300, 3), train[500:700]]), train, held)
+    assert found.leaks == 20 and found.found and found.copies == pytest.approx(0.4, abs=0.04)
+    with pytest.raises(DataError, match=r"got 40 samples that are not among the training samples \(20 are\)"):
+        memorisation(train, train, held[:60])
+
+
+def test_recall_is_not_coverage() -> None:
+    """Few samples, far apart, about the data: every datum lies within their balls, and hardly any has one of them in its own."""
+    data = 0.1 * drawn(200, 1, 2)
+    around = torch.tensor([[math.cos(k), math.sin(k)] for k in range(12)], dtype=torch.float64) * 3.0
+    found = manifold(around, data, 5)
+    assert found.recall == 1.0 and found.coverage == 0.0 and found.precision == 0.0
 
 
 def test_as_many_are_called_copies_as_chance_says() -> None:
@@ -332,7 +371,6 @@ def test_what_cannot_be_compared_is_refused() -> None:
     few, metric = drawn(30, 1), Frechet(D)
     metric.update(few)
     refusals = {
-        "vectors of 16 and of 4 numbers": lambda: sliced_wasserstein(few, drawn(9, 2, 4)),
         "got 30; a Frechet distance with an interval needs at least 40": lambda: metric.result(Moments.of(few)),
         "at least 51|at least 50": lambda: memorisation(few, few, few),
         "takes vectors .N, D.": lambda: Moments.of(few.view(30, 4, 4)),
@@ -344,3 +382,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     for words, call in refusals.items():
         with pytest.raises(DataError, match=words):
             call()
+    other = drawn(60, 2, 4)
+    for call in (sliced_wasserstein, energy_distance, kernel_distance, manifold, lambda x, y: frechet(Moments.of(x), Moments.of(y))):
+        with pytest.raises(DataError, match="vectors of 16 and of 4 numbers"):
+            call(few, other)
+    with pytest.raises(DataError, match="vectors of 16 and of 4 numbers"):
+        memorisation(few, other, other)

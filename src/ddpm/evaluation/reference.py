@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Protocol(NamedTuple):
     """What a score depends on beside the samples."""
 
     data: str  # fingerprint of the samples as the run reads them: size, crop, kind and values
-    rows: str  # which of them: "train", "held out"
+    rows: str  # which of them: "train" or "held out", and a digest of their numbers
     extractor: str  # name and identity
 
     def check(self, other: Protocol) -> None:
@@ -72,8 +73,8 @@ def reference(
     card, rows = dataset.card, {"train": dataset.train_rows, "held out": dataset.held_rows}[kind]
     if not len(rows):
         raise DataError(f"reference: {card.name} has no {kind} samples")
-    protocol = Protocol(card.fingerprint, kind, f"{extractor.name}-{extractor.identity}")
-    key = digest(json.dumps(protocol), rows.tobytes(), str(card.shape))
+    protocol = Protocol(card.fingerprint, f"{kind} {digest(rows.tobytes())[:12]}", f"{extractor.name}-{extractor.identity}")
+    key = digest(json.dumps(protocol), str(card.shape))
     path = (cache or folder()) / "statistics" / f"{key}.safetensors"
     if card.fingerprint and path.is_file():
         with safe_open(path, "pt") as file:
@@ -91,7 +92,7 @@ def foreign_statistics(path: Path, dim: int) -> Moments:
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (np.asarray(file[name]).astype(np.float64) for name in ("mu", "sigma"))
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ConfigError(f"reference: {path} holds no mu and sigma ({error}); give an .npz with both") from error
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
         raise ConfigError(f"reference: {path} has mu {mu.shape} and sigma {sigma.shape}; this extractor makes vectors of {dim} numbers")

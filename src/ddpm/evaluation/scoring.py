@@ -14,7 +14,6 @@ from ddpm.evaluation.reference import Reference
 from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation
 from ddpm.metrics.frechet import FEW as ENOUGH
 from ddpm.metrics.inception import SPLITS
-from ddpm.metrics.memorisation import LEAST
 
 NEIGHBOURS = 5
 MOST = 10_000  # vectors on each side of what compares all pairs
@@ -82,19 +81,29 @@ def score(
         pairs = mine[_spread(len(mine), alike)], some[_spread(len(some), alike)]
         near = manifold(*pairs, min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
         figures |= {name: round(value, 6) for name, value in near._asdict().items()}
-        if held_out is not None and train and len(held_out.features) < LEAST:
-            warnings.append(f"memory: {len(held_out.features)} samples are held out; telling copies from chance takes {LEAST}: --holdout")
-        elif held_out is not None and train:
-            against.protocol._replace(rows="held out").check(held_out.protocol)
-            copies = memorisation(mine, against.features, held_out.features)
-            if copies.found:
-                warnings.append(
-                    f"memory: {100 * copies.copies:.1f} % of the samples are nearer to training data, beside how near they are to unseen "
-                    f"data, than hardly any unseen data are ({100 * copies.chance:.2g} % by chance); the model copies"
-                )
+        if held_out is not None and train:
+            against.protocol._replace(rows=held_out.protocol.rows).check(held_out.protocol)
+            copies = _copies(mine, against.features, held_out.features, warnings)
     if logits is not None and len(logits) >= 2 * SPLITS:
         estimates["inception_score"] = inception_score(logits)
     return Scores(estimates, figures, copies, warnings)
+
+
+def _copies(samples: Tensor, train: Tensor, held_out: Tensor, warnings: list[str]) -> Memorisation | None:
+    """What the test for copies says; None, and why, where too little is held out."""
+    try:
+        found = memorisation(samples, train, held_out)
+    except DataError as error:
+        warnings.append(f"memory: {error}")
+        return None
+    if found.leaks:
+        warnings.append(f"memory: {found.leaks} held-out samples are training samples too; the test for copies leaves them out")
+    if found.found:
+        warnings.append(
+            f"memory: {100 * found.copies:.1f} % of the samples are nearer to training data, beside how near they are to unseen "
+            f"data, than hardly any unseen data are ({100 * found.chance:.2g} % by chance); the model copies"
+        )
+    return found
 
 
 def _spread(count: int, most: int) -> Tensor:

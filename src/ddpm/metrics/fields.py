@@ -5,8 +5,6 @@ Reference: van der Schaaf, van Hateren 1996, Vision Research 36, section 2 (radi
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -16,13 +14,16 @@ LEVELS = 199  # quantile levels compared
 
 
 def channel_distances(samples: Tensor, data: Tensor) -> Tensor:
-    """Of each channel of (N, C, *axes) and (M, C, *axes): W1 between the values, over the data's standard deviation; (C,)."""
+    """Of each channel of (N, C, *axes) and (M, C, *axes): W1 between the values, over the data's standard deviation, of a constant
+    channel over that of all channels, 1 where all are constant; (C,).
+    """
     _alike(samples, data)
+    usual = float(data.to(torch.float64).std()) or 1.0
     levels = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
     out: list[Tensor] = []
     for a, b in zip(*(one.to(torch.float64).transpose(0, 1).flatten(1) for one in (samples, data)), strict=True):
         apart = (_quantiles(a, levels) - _quantiles(b, levels)).abs().mean()
-        out.append(apart / b.std().clamp(min=torch.finfo(torch.float64).tiny))
+        out.append(apart / (float(b.std()) or usual))
     return torch.stack(out)
 
 
@@ -62,6 +63,6 @@ def spectrum_distance(samples: Tensor, data: Tensor) -> Tensor:
 def _alike(samples: Tensor, data: Tensor) -> None:
     if samples.shape[1:] != data.shape[1:]:
         raise DataError(f"samples: got shape {tuple(samples.shape[1:])} against data {tuple(data.shape[1:])}; compare like with like")
-    for name, one in itertools.zip_longest(("samples", "data"), (samples, data)):
+    for name, one in (("samples", samples), ("data", data)):
         if one.is_floating_point() and not bool(one.isfinite().all()):
             raise DataError(f"{name}: not all finite; nothing was scored")

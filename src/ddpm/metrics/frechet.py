@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpm.errors import DataError
 from ddpm.metrics.estimate import LEVEL, Estimate
-from ddpm.metrics.moments import Moments, checked
+from ddpm.metrics.moments import Moments, checked, same_length
 
 GROUPS = 20
 FEW = 5  # samples a dimension, below which the correction, which takes the bias for linear in 1/N, goes too far
@@ -34,6 +34,7 @@ def root(cov: Tensor) -> Tensor:
 
 def frechet(first: Moments, second: Moments) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), a squared distance, >= 0 up to rounding."""
+    same_length(first.mean, second.mean)
     return _distance(root(first.cov), first, second)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.errors import DataError
 from ddpm.metrics.estimate import LEVEL, Estimate
-from ddpm.metrics.moments import checked
+from ddpm.metrics.moments import checked, same_length
 
 ROWS = 2048  # of the kernel matrix at once
 
@@ -33,7 +33,8 @@ def kernel_distance(first: Tensor, second: Tensor) -> Estimate:
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise DataError(f"samples: got {n} and {m}; a kernel distance needs at least 2 of each")
-    xx, yy = _row_sums(x, x, own=True), _row_sums(y, y, own=True)
+    same_length(x, y)
+    xx, yy = _row_sums(x), _row_sums(y)
     xy = torch.cat([kernel(part, y).sum(1) for part in x.split(ROWS)])
     yx = torch.cat([kernel(part, x).sum(1) for part in y.split(ROWS)])
     value = xx.sum() / (n * (n - 1)) + yy.sum() / (m * (m - 1)) - 2.0 * xy.sum() / (n * m)
@@ -44,7 +45,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> Estimate:
     return Estimate(float(value), float(value) - reach, float(value) + reach, float(value), n)
 
 
-def _row_sums(x: Tensor, y: Tensor, *, own: bool) -> Tensor:
-    """Sum of each row of the kernel matrix, its diagonal left out."""
-    sums = torch.cat([kernel(part, y).sum(1) for part in x.split(ROWS)])
-    return sums - (x.square().sum(1) / x.shape[1] + 1.0) ** 3 if own else sums
+def _row_sums(x: Tensor) -> Tensor:
+    """Sum of each row of the kernel matrix of x with itself, its diagonal left out."""
+    sums = torch.cat([kernel(part, x).sum(1) for part in x.split(ROWS)])
+    return sums - (x.square().sum(1) / x.shape[1] + 1.0) ** 3

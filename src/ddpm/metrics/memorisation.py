@@ -1,36 +1,41 @@
 """Does a model copy its training data? Samples that are nearer to a training sample than to any unseen one, by more than chance allows.
 
 How near a sample lies to training data says little by itself: samples of too little variety are near to everything. So the yardstick is its
-distance to the nearest training sample over that to the nearest held-out one, which the model has not seen. Held-out data themselves, each
-compared with the others, have the same law when nothing is copied; a sample whose ratio is below all but `RATE` of theirs is called a copy.
+distance to the nearest training sample over that to the nearest held-out one, which the model has not seen. How far that ratio scatters
+depends on how many dimensions the data fill about the sample, and to the power of that number it has the same law everywhere; without it a
+model that draws simple samples more often than data hold them would be accused. Held-out data themselves, each compared with the others,
+have that law when nothing is copied; a sample whose ratio is below all but `RATE` of theirs is called a copy.
 
-Reference: the test of Meehan, Chaudhuri, Dasgupta 2020, arXiv 2004.05675, section 3 (three samples, ranks); Carlini et al. 2023,
-arXiv 2301.13188, section 5 (distance relative to other neighbours).
+Reference: the test of Meehan, Chaudhuri, Dasgupta 2020, arXiv 2004.05675, section 3 (three samples, ranks, compared where they lie);
+Carlini et al. 2023, arXiv 2301.13188, section 5 (distance relative to other neighbours); Levina, Bickel 2004, NIPS 17, equation 8 (the
+dimension).
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm.errors import DataError
-from ddpm.metrics.moments import checked
-from ddpm.metrics.neighbours import nearest
+from ddpm.metrics.moments import checked, same_length
+from ddpm.metrics.neighbours import ROWS, distances, nearest
 
 RATE = 0.01
 LEAST = 50  # held-out vectors
 DOUBT = 1e-6  # chance of calling a model that copies nothing one that does
 SURE = 5.0  # standard deviations of the rank statistic that are told
+SAME = 1e-5  # of the usual distance to the nearest training vector: two vectors this near are one
 TINY = torch.finfo(torch.float64).tiny
 
 
 class Memorisation(NamedTuple):
     """copies: share of samples called copies; chance: the share expected where nothing is copied, about RATE. ratio: median of the samples'
-    relative distances over that of held-out vectors; far below 1 is memory. z: the rank statistic of the two, in standard deviations;
-    negative: samples are nearer to the training data. found: whether the model copies. pairs: sample and training vector of the nearest
-    pairs, nearest first.
+    relative distances (to training over to held-out data) over that of held-out vectors; far below 1 is memory. z: the rank statistic of
+    the two, in standard deviations; negative: samples are nearer to the training data. found: whether the model copies. pairs: sample and
+    training vector of the nearest pairs, nearest first. leaks: held-out vectors that are training vectors, which were left out.
     """
 
     copies: float
@@ -39,32 +44,56 @@ class Memorisation(NamedTuple):
     z: float
     found: bool
     pairs: list[tuple[int, int]]
+    leaks: int = 0
 
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, shown: int = 16) -> Memorisation:
     """Of vectors (N, D) against the training vectors (M, D) and held-out ones (K, D).
 
     Of N samples as many as lie below the k-th smallest of K held-out values follow a beta-binomial law (N, k, K + 1 - k) where all are of
-    one law. DataError for fewer held-out vectors than 50.
+    one law. DataError for fewer held-out vectors than 50 that are no training vectors.
     """
     from scipy.stats import betabinom
 
     samples, train, held_out = checked(samples), checked(train), checked(held_out)
+    same_length(samples, train)
+    same_length(samples, held_out)
+    seen = nearest(held_out, train)[0]
+    new = seen > SAME * seen.median()
+    leaks = len(new) - int(new.sum())
+    held_out, seen = held_out[new], seen[new]
     if len(held_out) < LEAST:
-        raise DataError(f"held out: got {len(held_out)} samples; to tell copies from chance at least {LEAST} are needed: --holdout")
+        known = f" that are not among the training samples ({leaks} are)" if leaks else ""
+        raise DataError(f"held out: got {len(held_out)} samples{known}; to tell copies from chance at least {LEAST} are needed: --holdout")
     near, which = nearest(samples, train)
     beside = torch.cat([_others(held_out, part) for part in torch.arange(len(held_out)).split(1024)])
-    mine = near / nearest(samples, held_out)[0].clamp(min=TINY)
-    usual = nearest(held_out, train)[0] / beside.clamp(min=TINY)
+    mine, usual = (_log(near) - _log(nearest(samples, held_out)[0])), (_log(seen) - _log(beside))
+    ratio = math.exp(float(mine.median() - usual.median()))
+    mine, usual = mine * dimension(samples, train), usual * dimension(held_out, train)
     place, count = max(1, round(RATE * (len(usual) + 1))), len(near)
     called = int((mine < usual.sort().values[place - 1]).sum())
-    ratio = float(mine.median() / usual.median().clamp(min=TINY))
     z = _rank(mine, usual)
     order = near.argsort()[:shown]
     surely = float(betabinom.sf(called - 1, count, place, len(usual) + 1 - place)) < DOUBT
     found = surely or (z < -SURE and ratio < 0.5)
     chance = place / (len(usual) + 1)
-    return Memorisation(called / count, chance, ratio, z, found, [(int(i), int(which[i])) for i in order])
+    return Memorisation(called / count, chance, ratio, z, found, [(int(i), int(which[i])) for i in order], leaks)
+
+
+def dimension(x: Tensor, data: Tensor, k: int = 10) -> Tensor:
+    """How many dimensions the data (M, D) fill about each x (N, D): 1 / mean_j log(d_k / d_j) of the distances to the second to the last
+    but one of k + 1 neighbours; the first is left out, which of a copy is no measure. At least 1, at most 1000, where neighbours coincide.
+    """
+    k = min(k, len(data) - 1)
+    found: list[Tensor] = []
+    for part in x.split(ROWS):
+        far = _log(distances(part.double(), data.double()).topk(k + 1, dim=1, largest=False).values[:, 1:])
+        found.append(1.0 / (far[:, -1:] - far[:, :-1]).mean(1).clamp(1e-3, 1.0))
+    return torch.cat(found)
+
+
+def _log(distance: Tensor) -> Tensor:
+    return distance.double().clamp(min=TINY).log()
 
 
 def _others(vectors: Tensor, rows: Tensor) -> Tensor:

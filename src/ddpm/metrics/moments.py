@@ -21,6 +21,12 @@ def checked(features: Tensor) -> Tensor:
     return features.to(torch.float64)
 
 
+def same_length(x: Tensor, y: Tensor) -> None:
+    """DataError for vectors (N, D) and (M, E) of different lengths, or single ones (D,) and (E,)."""
+    if x.shape[-1] != y.shape[-1]:
+        raise DataError(f"features: got vectors of {x.shape[-1]} and of {y.shape[-1]} numbers; use one extractor for both")
+
+
 class Moments(NamedTuple):
     """Of n vectors of D numbers: their count, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D), float64.
 
@@ -53,8 +59,7 @@ class Moments(NamedTuple):
         """Of both sets together. DataError where the vectors are of different lengths."""
         if not isinstance(other, Moments):
             return NotImplemented
-        if self.mean.shape != other.mean.shape:
-            raise DataError(f"features: got vectors of {len(self.mean)} and of {len(other.mean)} numbers; use one extractor for both")
+        same_length(self.mean, other.mean)
         if not self.count or not other.count:
             return other if not self.count else self
         count = self.count + other.count

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import DataError
-from ddpm.metrics.moments import checked
+from ddpm.metrics.moments import checked, same_length
 
 ROWS = 4096  # of the table of distances at once
 
@@ -50,6 +50,7 @@ def manifold(samples: Tensor, data: Tensor, k: int = 5) -> Manifold:
     Balls are closed. All four depend on N and M: compare at equal numbers. DataError where there are not more than k of either.
     """
     samples, data = checked(samples), checked(data)
+    same_length(samples, data)
     if min(len(samples), len(data)) <= k:
         raise DataError(f"samples: got {len(samples)} and {len(data)} data; {k} neighbours need at least {k + 1} of each")
     of_data, of_samples = radii(data, k), radii(samples, k)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import DataError
-from ddpm.metrics.moments import checked
+from ddpm.metrics.moments import checked, same_length
 
 DIRECTIONS = 512
 ROWS = 4096
@@ -54,9 +54,3 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
         return sum(float(torch.cdist(part, b).sum()) for part in a.split(ROWS)) / pairs
 
     return 2 * mean(x, y, len(x) * len(y)) - mean(x, x, len(x) * (len(x) - 1)) - mean(y, y, len(y) * (len(y) - 1))
-
-
-def same_length(x: Tensor, y: Tensor) -> None:
-    """DataError for vectors of different lengths."""
-    if x.shape[1] != y.shape[1]:
-        raise DataError(f"features: got vectors of {x.shape[1]} and of {y.shape[1]} numbers; use one extractor for both")

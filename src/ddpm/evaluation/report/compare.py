@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from ddpm.errors import ConfigError
 from ddpm.evaluation.reference import Protocol
@@ -18,8 +18,8 @@ DEGREES = GROUPS - 1  # of freedom, of one interval
 
 
 class Place(NamedTuple):
-    """A run's place: its name, distance and interval; p: how likely so large a difference to the best is by chance; tied: p above 5 %,
-    after Holm's correction for the number of runs.
+    """A run's place: its name, distance and interval; p: how likely it is that among so many runs that are equally good any two come out
+    as far apart as this one and the best; tied: p above 5 %.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Places, the best first, and the distance of unseen real data, where it is known."""
+    """Places, the best first, and the distance of unseen real data, where it is known as well as that of the runs: with an interval."""
 
     places: list[Place]
     floor: float | None
@@ -53,10 +53,10 @@ def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
     """Rank reports, by name, of at least two runs. ConfigError where they were not scored alike.
 
     The difference of two distances to the same reference is given the sum of their variances, which are those of the intervals. That is
-    exact for samples of different seeds; those of one seed begin at the same noise and go together, so that the true p is smaller.
-    Two-sided, by Student's law.
+    exact for samples of different seeds; those of one seed begin at the same noise and go together, so that the true p is smaller. The
+    best is known by the same numbers, so the law is that of the studentized range of all runs; of two it is Student's.
 
-    Reference: Holm 1979, Scandinavian Journal of Statistics 6 (the correction).
+    Reference: Tukey 1949, Biometrics 5; Games, Howell 1976, Journal of Educational Statistics 1 (of unequal variances).
     """
     if len(reports) < 2:
         raise ConfigError(f"runs: got {len(reports)}, a comparison needs at least 2")
@@ -76,24 +76,20 @@ def compare(reports: Sequence[tuple[str, dict[str, Any]]]) -> Ranking:
         mine = report["scores"][SCORE]
         error = math.hypot(_error(mine), _error(best))
         apart = abs(mine["value"] - best["value"])
-        chances.append(2 * float(stdtr(2 * DEGREES, -apart / error)) if error else float(mine["value"] == best["value"]))
-    tied = holm(chances[1:])
+        chances.append(_chance(apart / error, len(reports)) if error else float(mine["value"] == best["value"]))
     places = [
-        Place(name, report["scores"][SCORE]["value"], report["scores"][SCORE]["low"], report["scores"][SCORE]["high"], p, again)
-        for (name, report), p, again in zip(ordered, chances, [True, *tied], strict=True)
+        Place(name, report["scores"][SCORE]["value"], report["scores"][SCORE]["low"], report["scores"][SCORE]["high"], p, p > 1 - LEVEL)
+        for (name, report), p in zip(ordered, chances, strict=True)
     ]
-    real = reports[0][1].get("real")
-    return Ranking(places, real[SCORE]["value"] if real else None)
+    real = (reports[0][1].get("real") or {}).get(SCORE)
+    return Ranking(places, real["value"] if real and real["low"] is not None else None)
 
 
-def holm(chances: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
-    """Whether each hypothesis of no difference stands: tested from the smallest p on, at level / (how many are left)."""
-    stands = [True] * len(chances)
-    for rank, place in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
-        if chances[place] > level / (len(chances) - rank):
-            break
-        stands[place] = False
-    return stands
+def _chance(apart: float, runs: int) -> float:
+    """That the best and the worst of so many equal runs are so many standard errors of a difference apart."""
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.sf(apart * math.sqrt(2.0), runs, 2 * DEGREES))
 
 
 def _error(estimate: dict[str, Any]) -> float:

@@ -102,7 +102,7 @@ class Evaluator:
         rows = self.dataset.held_rows
         logits = self.extractor.logits(self.held.features)
         found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
-        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, PLAIN))[0]), self._alike(n)))
+        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, min(PLAIN, self._alike(n))))[0]), self._alike(n)))
         return found
 
     def _plain(self, samples: Tensor, alike: int) -> dict[str, float]:

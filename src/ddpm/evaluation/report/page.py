@@ -48,7 +48,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> str:
     body = [
         f"<h1>{escape(report['run'])}</h1>",
         f'<p class="note">Step {report["step"]}; {report["n"]:,} samples by {escape(sampling["told"])}. '
-        f"Scored against the {escape(protocol['rows'])} rows of {escape(report['data'])} (fingerprint {escape(protocol['data'][:12])}) "
+        f"Scored against the rows {escape(protocol['rows'])} of {escape(report['data'])} (fingerprint {escape(protocol['data'][:12])}) "
         f"by the extractor {escape(protocol['extractor'])}. ddpm {escape(report['version'])}.</p>",
         *(f'<div class="warn">{escape(line)}</div>' for line in report["warnings"]),
         "<h2>Scores</h2>",
@@ -95,7 +95,7 @@ def number(value: Any) -> str:
         return ""
     if not isinstance(value, Mapping):
         return f"{value:.4g}"
-    if value["low"] is None or math.isnan(value["low"]):
+    if _plain(value):
         return f'{value["value"]:.4g}<br><span class="note">uncorrected: too few samples for an interval</span>'
     raw = f'<br><span class="note">uncorrected {value["raw"]:.4g}</span>' if abs(value["raw"] - value["value"]) > 1e-9 else ""
     return f'{value["value"]:.4g}<br><span class="note">{value["low"]:.4g} to {value["high"]:.4g}</span>{raw}'
@@ -115,8 +115,9 @@ def memory(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def curves(report: Mapping[str, Any]) -> list[str]:
-    """Distance by network calls, by length of the weight average, by guidance scale."""
-    level = report["real"]["frechet"]["value"] if report.get("real") else None
+    """Distance by network calls, by length of the weight average, by guidance scale; beside real data's where both are corrected."""
+    real = (report.get("real") or {}).get("frechet")
+    level = real["value"] if real and not _plain(real) else None
     labels = {"nfe": "network calls", "guidance": "guidance scale", "ema": "length of the weight average, share of the run"}
     drawn: list[str] = []
     for kind, points in report.get("sweeps", {}).items():
@@ -126,13 +127,19 @@ def curves(report: Mapping[str, Any]) -> list[str]:
             drawn.append(f"<figure>{chart}</figure>")
     if not drawn:
         return []
-    return ["<h2>What the distance depends on</h2>", f'<p class="note">{report["sweep_n"]:,} samples a point.</p>', *drawn]
+    some = [point for points in report["sweeps"].values() for point in points]
+    plain = " Too few for an interval: distances are uncorrected, and compare with one another only." if any(map(_plain, some)) else ""
+    return ["<h2>What the distance depends on</h2>", f'<p class="note">{report["sweep_n"]:,} samples a point.{plain}</p>', *drawn]
+
+
+def _plain(estimate: Mapping[str, Any]) -> bool:
+    """Whether it is uncorrected, and has no interval."""
+    return estimate["low"] is None or math.isnan(estimate["low"])
 
 
 def _interval(point: Mapping[str, Any]) -> tuple[float, float]:
     """Of a point of a curve; of no width where it has none."""
-    low, high = point["low"], point["high"]
-    return (point["value"], point["value"]) if low is None or math.isnan(low) else (low, high)
+    return (point["value"], point["value"]) if _plain(point) else (point["low"], point["high"])
 
 
 def losses(found: Mapping[str, Any] | None) -> list[str]:
