@@ -167,8 +167,8 @@ def figure(samples: dict[str, Tensor], scores: dict[str, Any], path: Path, minut
     """The first pictures of each, side by side, none chosen."""
     import matplotlib.pyplot as plt
 
-    drawing, axes = plt.subplots(1, len(samples), figsize=(3.3 * len(samples), 3.7), layout="constrained")
-    for axis, (name, pictures) in zip(axes, samples.items(), strict=True):
+    drawing, axes = plt.subplots(1, len(samples), figsize=(3.3 * len(samples), 3.7), layout="constrained", squeeze=False)
+    for axis, (name, pictures) in zip(axes[0], samples.items(), strict=True):
         tiles = pictures[:64].reshape(8, 8, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(256, 256, 3)
         axis.imshow(tiles.numpy(), interpolation="nearest")
         axis.set_axis_off()
@@ -194,6 +194,9 @@ def main() -> int:
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="those to train now, with commas; all that are done are scored")
     parser.add_argument("--figure", type=Path, default=None)
     args = parser.parse_args()
+    systems = args.systems.split(",")
+    if unknown := set(systems) - set(SYSTEMS):
+        parser.error(f"--systems: {', '.join(sorted(unknown))}; known are {', '.join(SYSTEMS)}")
     torch.set_num_threads(args.processes)
     data = open_data(DataSettings(data=args.data, flip=True))
     write_pictures(data, Path(args.folder) / "pictures")
@@ -205,7 +208,7 @@ def main() -> int:
     def done(pair: tuple[str, float]) -> bool:
         return _place(args, *pair, minutes, "run").with_suffix(".json").is_file()
 
-    left = [pair for pair in asked if pair[0] in args.systems.split(",") and not done(pair)]
+    left = [pair for pair in asked if pair[0] in systems and not done(pair)]
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(job, *pair, minutes, args) for pair in left]):
             print(future.result(), flush=True)

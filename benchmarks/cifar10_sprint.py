@@ -9,14 +9,14 @@ the rest is left for scoring. The recipe is `cifar10`. At eighths of the run the
 on --samples, by `ddpm evaluate`, whose report lies in FOLDER/report. Exit code 75: this part is over, call it again.
 
 Scored with --weights-file, Inception's, the distance is FID; without, that of an encoder trained on the same data, which compares with
-nothing but itself. The last line is JSON, and FOLDER/sprint.json and FOLDER/sprint.png hold the same.
+nothing but itself. The last line is JSON, and FOLDER/sprint.json and FOLDER/sprint.png hold the same. A folder belongs to one sprint: other
+flags are refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -40,12 +40,14 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.evaluation.rehearsal import rehearse
 from ddpm.evaluation.report import Evaluator
+from ddpm.evaluation.report.files import finite
 from ddpm.sampling import steps_for
 from ddpm.training import FAMILIES, TrainConfig, train
 from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.recipes import recipe
 
 POINTS = 8
+KEPT = 1000  # checkpoints: the eighths, and one wherever a part ended
 LATER = 75  # EX_TEMPFAIL
 BEAT = 5.0  # seconds
 
@@ -88,6 +90,18 @@ class Part:
             keep()
 
 
+def same_sprint(args: argparse.Namespace) -> None:
+    """End where the folder holds a sprint of other flags, so that two do not mix."""
+    path = args.folder / "asked.json"
+    asked = {key: str(value) for key, value in vars(args).items() if key not in ("folder", "part_minutes")}
+    if not path.is_file():
+        replace_text(path, json.dumps(asked))
+    before = json.loads(path.read_text())
+    if wrong := [f"{key} {before.get(key)}, not {value}" for key, value in asked.items() if before.get(key) != value]:
+        print(f"{args.folder}: begun with {', '.join(wrong)}; give the same flags, or another --folder", file=sys.stderr)
+        sys.exit(2)
+
+
 def settings(args: argparse.Namespace, folder: Path) -> TrainConfig:
     """The recipe, with a smaller network and batch where asked for."""
     base = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES)
@@ -106,11 +120,11 @@ def planned(config: TrainConfig, dataset: Dataset, args: argparse.Namespace, fol
         cost = rehearse(replace(config, preview=0), dataset, args.rehearsal)
         beside = cost.setup + cost.finish + POINTS * (cost.evaluation + cost.save)
         steps = max(POINTS, int((args.share * args.minutes * 60.0 - beside) / cost.step))
-        replace_text(path, json.dumps({"step_seconds": cost.step, "steps": steps, "minutes": args.minutes}))
+        replace_text(path, json.dumps({"step_seconds": cost.step, "steps": steps}))
     plan: dict[str, Any] = json.loads(path.read_text())
     every = -(-plan["steps"] // POINTS)
     optimizer = replace(config.optimizer, warmup=min(config.optimizer.warmup, plan["steps"] // 10))
-    return replace(config, steps=plan["steps"], checkpoint_every=every, evaluate_every=every, keep=POINTS + 1, optimizer=optimizer)
+    return replace(config, steps=plan["steps"], checkpoint_every=every, evaluate_every=every, keep=KEPT, optimizer=optimizer)
 
 
 def trained(config: TrainConfig, dataset: Dataset, part: Part) -> bool:
@@ -119,6 +133,8 @@ def trained(config: TrainConfig, dataset: Dataset, part: Part) -> bool:
     if done.is_file():
         return True
     timer = None
+    if part.over:
+        return False
     if part.left < float("inf"):
         left = part.left - (time.monotonic() - part.began)
         timer = threading.Timer(max(1.0, left), os.kill, (os.getpid(), signal.SIGTERM))
@@ -137,15 +153,15 @@ def curve(config: TrainConfig, evaluator: Evaluator, args: argparse.Namespace, p
     """The distance at every eighth of the run; None where this part is over before all are found."""
     path = Path(config.out or "") / "curve.json"
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    folders = sorted(Path(config.out or "").glob("step-*"))
-    for step in [int(folder.name.removeprefix("step-")) for folder in folders][len(found) :]:
+    eighths = [min(config.steps, k * config.checkpoint_every) for k in range(1, POINTS + 1)]
+    for step in list(dict.fromkeys(eighths))[len(found) :]:
         if part.over:
             return None
         way = resolve(How, [Layer("the sprint", {"sampler": args.sampler, "step": step})], WAYS)
         way = replace(way, steps=steps_for(way.sampler, args.nfe))
         with part.during("scoring"):
             score = evaluator.frechet(draw(ready(config.out or "", way, Layer("", {})), 0, args.curve, None))
-        found.append({"step": step, "images": step * config.batch, **score._asdict()})
+        found.append(finite({"step": step, "images": step * config.batch, **score._asdict()}))
         replace_text(path, json.dumps(found))
         print(f"step {step}: {score}", flush=True)
     return found
@@ -158,16 +174,17 @@ def figure(found: dict[str, Any], path: Path) -> None:
     drawing, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     images = [point["images"] / 1e6 for point in found["curve"]]
     values = [point["value"] for point in found["curve"]]
-    reach = [[abs(point["value"] - point[end]) for point in found["curve"]] for end in ("low", "high")]
+    known = all(point["low"] is not None for point in found["curve"])
+    reach = [[abs(point["value"] - point[end]) for point in found["curve"]] for end in ("low", "high")] if known else None
     axis.errorbar(
         images,
         values,
-        yerr=None if math.isnan(reach[0][0]) else reach,
+        yerr=reach,
         fmt="o-",
         color="C3",
         markersize=4,
         capsize=2,
-        label=f"{found['curve_samples']:,} samples",
+        label=f"{found['curve_samples']:,} samples{'' if known else ', uncorrected'}",
     )
     if found["floor"] is not None:
         axis.axhline(found["floor"], color="0.6", linestyle="--", linewidth=1, label="real data, unseen")
@@ -198,6 +215,7 @@ def main() -> int:
     fast = torch.cuda.is_available()
     args.samples, args.curve = args.samples or (50_000 if fast else 2_000), args.curve or (5_000 if fast else 500)
     args.folder.mkdir(parents=True, exist_ok=True)
+    same_sprint(args)
     part = Part(args.folder, args.part_minutes)
     with part.during("setup"):
         dataset = open_data(DataSettings(data=args.data, flip=True))
@@ -218,17 +236,20 @@ def main() -> int:
         if not (report / "report.json").is_file() and command(["evaluate", str(config.out), *map(str, words), "--out", str(report)]):
             return 1
     content = json.loads((report / "report.json").read_text())
+    real = (content["real"] or {}).get("frechet")
     found: dict[str, Any] = {
-        "frechet": content["scores"]["frechet"], "floor": content["real"]["frechet"]["value"] if content["real"] else None,
+        "minutes": args.minutes, "minutes_used": round(sum(part.used.values()) / 60.0, 2),
+        "frechet": content["scores"]["frechet"], "floor": real["value"] if real and real["low"] is not None else None,
         "extractor": kind, "samples": args.samples, "calls": args.nfe, "images": config.steps * config.batch, "steps": config.steps,
         "seconds": {what: round(seconds, 1) for what, seconds in part.used.items()}, "curve_samples": args.curve, "curve": points,
         "device": torch.cuda.get_device_name() if fast else f"{torch.get_num_threads()} CPU threads",
         "report_bytes": sum(file.stat().st_size for file in report.iterdir()),
     }  # fmt: skip
+    found = finite(found)
     figure(found, args.folder / "sprint.png")
     replace_text(args.folder / "sprint.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-    return 0
+    return 0 if found["report_bytes"] < 2**20 else 1
 
 
 if __name__ == "__main__":

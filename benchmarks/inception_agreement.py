@@ -55,7 +55,6 @@ def main() -> int:
         theirs = extractor.FeatureExtractorInceptionV3("inception-v3-compat", names, feature_extractor_weights_path=str(path))
     result: dict[str, float] = {}
     generator = torch.Generator().manual_seed(1)
-    features: list[Tensor] = []
     with torch.inference_mode():
         for size in ((32, 32), (256, 256), (299, 299), (400, 310)):
             x = torch.randint(0, 256, (4, 3, *size), generator=generator).to(torch.uint8)
@@ -63,7 +62,6 @@ def main() -> int:
             result |= {f"features {size}": apart(mine[0], given[0]), f"logits {size}": apart(mine[1], given[1])}
             resize = library("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
             result[f"resize {size}"] = apart(resized(x.float()), resize(x.float(), size=(299, 299), align_corners=False))
-            features.append(mine[1])
     a, b = (torch.randn(3000, 64, generator=generator, dtype=torch.float64) * scale + 0.1 for scale in (1.0, 1.2))
     fid: Any = library("torch_fidelity.metric_fid")
     moments = [{"mu": one.numpy().mean(0), "sigma": np.cov(one.numpy(), rowvar=False)} for one in (a, b)]

@@ -12,7 +12,7 @@ Gaussian regression with L_simple's weight, prediction of eps, 50 ancestral step
   4 reduce, Gauss   the next level drawn instead of averaged out, beside the same step-wise likelihood with it averaged out (which weighs
                     levels as the bound does); the reverse variance large instead of small, of the same networks
   5 what to predict x0, v, with the same loss in terms of eps
-  6 schedule        linear, sigmoid, straight
+  6 schedule        linear; sigmoid and straight, which end without signal and so predict v: to be compared with v of step 5
 
 The last line is JSON: the Frechet distance and bits per dimension of every change, mean and standard error over the seeds.
 """

@@ -4,7 +4,7 @@
     python studies/weighting.py --data cifar10-train.tar.xz --figure docs/studies/weighting-cifar10.png
 
 First the weightings w = w_simple^(1-p), from L_simple at p = 0 to the variational bound at p = 1. Then L_simple with one band of log-SNR at
-a time counted `FACTOR` times. Of every run: bits per dimension and the Frechet distance of 1000 DDIM samples of 50 steps, both on test
+a time counted `FACTOR` times. Of every run: bits per dimension and the Frechet distance of 898 DDIM samples of 50 steps, both on test
 data, and where in log-SNR the bits are spent: bits/dim = 1/(2 ln 2) int |eps - eps_hat|^2 d log_snr + decoder, the integral up to the
 level whose noise is half a bin of the data; what lies beyond is trained on, and drawn grey, but not in the score.
 

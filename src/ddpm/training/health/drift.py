@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.dataset import Dataset, Rows
+from ddpm.data.dataset import Dataset, Rows, evenly
 
 REFERENCE = 512  # rows of the data that samples are compared with
 VALUES = 2**24  # numbers in all of them together
@@ -53,16 +53,12 @@ def reference_rows(dataset: Dataset, classes: NDArray[np.int64] | None = None) -
     """Up to 512 training rows (fewer where they are large), evenly spaced; with `classes` (N,) in the shares in which they occur there."""
     rows, most = dataset.train_rows, int(np.clip(VALUES // np.prod(dataset.card.shape), 32, REFERENCE))
     if classes is None:
-        return _even(rows, most)
+        return evenly(rows, most)
     labels = dataset.cond["class"][rows]
     asked, counts = np.unique(classes[np.isin(classes, labels)], return_counts=True)
     present = [rows[labels == label] for label in asked]
     unit = min(min(len(found) / count for found, count in zip(present, counts, strict=True)), most / counts.sum())
-    return np.concatenate([_even(found, max(1, int(unit * count))) for found, count in zip(present, counts, strict=True)])
-
-
-def _even(rows: Rows, count: int) -> Rows:
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+    return np.concatenate([evenly(found, max(1, int(unit * count))) for found, count in zip(present, counts, strict=True)])
 
 
 def errors(drawn: Floats, data: Floats) -> Floats:
