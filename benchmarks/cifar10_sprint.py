@@ -38,7 +38,7 @@ from ddpm.config import Layer, resolve
 from ddpm.data import open_data
 from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
-from ddpm.evaluation.rehearsal import rehearse
+from ddpm.evaluation.planning.rehearsal import rehearse
 from ddpm.evaluation.report import Evaluator
 from ddpm.evaluation.report.files import finite
 from ddpm.sampling import steps_for

@@ -13,7 +13,7 @@ import torch
 
 from ddpm.cli import main
 from ddpm.data import DataSettings
-from ddpm.evaluation.tuned import fingerprint
+from ddpm.evaluation.tuning.stored import fingerprint
 from ddpm.training import TrainConfig, load, run
 from ddpm.training.averaging.weights import weight_set
 from ddpm.training.held_out import held_out_loss

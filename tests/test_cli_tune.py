@@ -15,7 +15,7 @@ import torch
 from ddpm.cli import main
 from ddpm.errors import CheckpointError
 from ddpm.evaluation import Tuned, load_tuned, save_tuned
-from ddpm.evaluation.tuned import read
+from ddpm.evaluation.tuning.stored import read
 from ddpm.process import VPSDE
 from ddpm.sampling import DDIM, Multistep
 from small_runs import quietly, settings, table

@@ -17,10 +17,10 @@ from ddpm.cli import main
 from ddpm.config import Layer, to_dict
 from ddpm.denoiser import Card
 from ddpm.errors import CheckpointError, ConfigError
-from ddpm.evaluation import proposals
-from ddpm.evaluation.foretold import happened, load_plan
-from ddpm.evaluation.planning import Plan, duration, foretell, make_plan
-from ddpm.evaluation.rehearsal import Cost, Rehearsed, activations_of, parameters_of
+from ddpm.evaluation.planning import proposals
+from ddpm.evaluation.planning.plan import Plan, duration, foretell, make_plan
+from ddpm.evaluation.planning.record import happened, load_plan
+from ddpm.evaluation.planning.rehearsal import Cost, Rehearsed, activations_of, parameters_of
 from ddpm.networks.config import MLPConfig, UNetConfig
 from ddpm.training import TrainConfig
 from ddpm.training.build import build_denoiser, default_network, measured
@@ -90,7 +90,7 @@ def test_activations_are_in_proportion_to_the_batch() -> None:
 def no_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second a step and a second for everything else, without running anything."""
     found = Rehearsed(Cost(1.0, 0.1, 1.0, 1.0, 1.0, 500, 1000, {"model": 400}, 10.0, 50, 7), "nothing was run")
-    monkeypatch.setattr("ddpm.evaluation.planning.rehearsed", lambda config, dataset, per_sample, seconds: found)
+    monkeypatch.setattr("ddpm.evaluation.planning.plan.rehearsed", lambda config, dataset, per_sample, seconds: found)
 
 
 @pytest.mark.usefixtures("no_rehearsal")
@@ -143,7 +143,7 @@ def test_time_and_disk_add_up() -> None:
 
 
 def test_too_large_a_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddpm.evaluation.planning.available_memory", lambda device: 10_000)
+    monkeypatch.setattr("ddpm.evaluation.planning.plan.available_memory", lambda device: 10_000)
     with pytest.raises(ConfigError, match="parameters need .* to train, .* are free"):
         plan_for(tmp_path)
 
@@ -151,7 +151,7 @@ def test_too_large_a_network_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("no_rehearsal")
 def test_little_memory_makes_a_smaller_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 6 * 2**20
-    monkeypatch.setattr("ddpm.evaluation.planning.available_memory", lambda device: free)
+    monkeypatch.setattr("ddpm.evaluation.planning.plan.available_memory", lambda device: free)
     monkeypatch.chdir(tmp_path)
     values = {
         "network": {"name": "UNetConfig", "channels": 8, "mults": [1], "blocks": 1, "attention": []},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ddpm
+from ddpm.cli.app import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -67,6 +68,39 @@ def test_links_lead_somewhere() -> None:
     for page in [README, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!http|#|mailto)([^)#\s]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_commands_have_the_flags_they_are_shown_with() -> None:
+    """Every `ddpm COMMAND --flag` of a page, in a block of commands or between backticks."""
+    known: dict[str, set[str]] = {}
+    checked = 0
+    for page in [README, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        text = re.sub(r"\\\n\s*", " ", page.read_text("utf-8"))
+        for line in re.findall(r"^(?:\$ )?ddpm ([^#\n]+)", text, re.MULTILINE) + re.findall(r"`ddpm ([^`\n]+)`", text):
+            command, _, rest = line.partition(" ")
+            if command not in COMMANDS:
+                continue
+            if command not in known:
+                chosen = next(action for action in make_parser([command])._actions if action.dest == "command")
+                assert isinstance(chosen.choices, dict)
+                known[command] = {option for action in chosen.choices[command]._actions for option in action.option_strings}
+            for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", rest):
+                assert flag in known[command], f"{page.name}: ddpm {line}: {flag}"
+                checked += 1
+    assert checked > 100
+
+
+def test_what_can_be_added_is_where_contributors_are_sent() -> None:
+    """The capitals in the table are names in one of the files beside them."""
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("| to add |")[1].split("\n\n")[0]
+    rows = table.splitlines()[2:]
+    for row in rows:
+        folders = [PACKAGE, *(PACKAGE / folder for folder in re.findall(r"`([\w/]+/)", row))]
+        files = [folder / file for file in re.findall(r"`([\w/]+\.py)`", row) for folder in folders if (folder / file).is_file()]
+        text = "\n".join(file.read_text("utf-8") for file in files)
+        for name in re.findall(r"`([A-Z]+|extractor_of)`", row):
+            assert re.search(rf"^(def )?{name}\b", text, re.MULTILINE), row
+    assert len(rows) > 10
 
 
 def test_two_commands_come_first() -> None:

@@ -15,9 +15,9 @@ from worlds import three_bumps
 from ddpm.denoiser import Cond, Denoiser, Prediction
 from ddpm.errors import ConfigError
 from ddpm.evaluation import Tuned, cost_of, tune
-from ddpm.evaluation.refine import on_knots, refine
-from ddpm.evaluation.tuning import CANDIDATES, grids, pairs
-from ddpm.evaluation.walks import FIRST
+from ddpm.evaluation.tuning.refine import on_knots, refine
+from ddpm.evaluation.tuning.search import CANDIDATES, grids, pairs
+from ddpm.evaluation.tuning.walks import FIRST
 from ddpm.guidance import Guided
 from ddpm.process import EDM, VPSDE, At, Cosine, Linear, Process, Schedule, Straight
 from ddpm.sampling import DDIM, Ancestral, Multistep, SingleStep, sample

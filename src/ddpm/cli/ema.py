@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddpm.training.averaging.lengths import Lengths, Scored
     from ddpm.training.checkpoints.checkpoint import Checkpoint
 
-HELP = """Find the length of the weight average that suits a trained model best, from snapshots kept during training.
+HELP = """Find the length of the weight average (EMA) that suits a trained model best, from snapshots kept during training.
 
   ddpm train --ema 0.05,0.1 --snapshots 30 --out runs/mine    two averages, kept every 30 steps
   ddpm ema runs/mine                                 search; `ddpm sample runs/mine` uses the best from then on

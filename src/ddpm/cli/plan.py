@@ -12,12 +12,12 @@ from ddpm.errors import ConfigError
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.recipes import names
 
-HELP = """Read the data and the machine, propose network, batch, average, steps and checkpoints, and foretell time, memory and disk.
+HELP = """Read the data and the machine, propose network, batch, average, steps and checkpoints, and estimate time, memory and disk.
 
   ddpm plan                                          for the bundled digits
   ddpm plan --data photos/ --size 64 --crop centre   any flag of `ddpm train`: what is given stays, the rest is proposed
   ddpm plan --data photos/ --hours 3                 as many steps as fit into three hours
-  ddpm plan --data photos/ --out runs/photos         keeps the plan there; `ddpm train` then says how well it foretold
+  ddpm plan --data photos/ --out runs/photos         keeps the plan there; `ddpm train` then says how good the estimate was
 
 A rehearsal of a few steps of the planned run, in a temporary folder, is timed and measured. Nothing else is written without --out.
 """
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     stack = layers(args, extra)
     hours, seconds = number("--hours", args.hours, 1e6), number("--rehearse", args.rehearse, 3600.0)
-    from ddpm.evaluation.foretold import save_plan
-    from ddpm.evaluation.planning import flags_of, make_plan, table, typed_flags
+    from ddpm.evaluation.planning.plan import flags_of, make_plan, table, typed_flags
+    from ddpm.evaluation.planning.record import save_plan
     from ddpm.training.run import run_folder
 
     plan = make_plan(stack, seconds=seconds or 20.0, hours=hours)

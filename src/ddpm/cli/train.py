@@ -87,7 +87,7 @@ def next_command(run: str, denoiser: NetworkDenoiser, data: DataSettings) -> str
 def foretold(finished: Finished, config: TrainConfig, before: str | None, seconds: float) -> None:
     """Say how well the run's plan foretold what this call did; `before`: the newest checkpoint when it began."""
     from ddpm.errors import DDPMError
-    from ddpm.evaluation.foretold import happened
+    from ddpm.evaluation.planning.record import happened
     from ddpm.training.checkpoints.checkpoint import latest_name
     from ddpm.training.memory import peak_memory
 

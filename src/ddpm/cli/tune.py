@@ -61,7 +61,7 @@ def add(parser: Parser) -> None:
 
 def table(tuned: Tuned) -> str:
     """The best pairs of the first stage, then the winner beside the defaults on held-out starts."""
-    from ddpm.evaluation.tuned import name_of
+    from ddpm.evaluation.tuning.stored import name_of
 
     lines = [f"{'sampler':<14} {'grid':<14} {'error':>9}   tried on parametrised grids, the best {min(SHOWN, len(tuned.trials))}"]
     lines += [f"{trial.sampler:<14} {trial.grid:<14} {trial.error:9.5f}" for trial in tuned.trials[:SHOWN]]

@@ -126,7 +126,8 @@ def check(obj: Any, problems: Sequence[str] = ()) -> None:
         if classes:
             if not isinstance(value, tuple(classes)) and not (value is None and None in arms(hints[name])):
                 allowed = " or ".join("none" if arm is None else arm.__name__ for arm in arms(hints[name]))
-                found.append(f"{name} is {value!r}; allowed: {allowed}")
+                advice = ", an object and not its name" if isinstance(value, str) else ""
+                found.append(f"{name} is {value!r}; allowed: {allowed}{advice}")
             continue
         try:
             read_value(hints[name], value, limits_of(field), unset=unset_of(field))
@@ -147,7 +148,7 @@ def _label(path: str, layer: Layer, value: object) -> str:
     """What a message calls a setting: its flag, or its file and dotted path."""
     if isinstance(value, Typed):
         return value.flag
-    return f"{layer.source}: {path}" if layer.source else path
+    return ": ".join(part for part in (layer.source, path) if part)
 
 
 class _Builder:

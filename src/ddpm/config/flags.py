@@ -179,8 +179,9 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, families: Families | N
             groups[flag.group].add_argument(*short, flag.option, action="append", metavar="TEXT", **options)
         else:
             groups[flag.group].add_argument(*short, flag.option, metavar=_metavar(flag.hint, flag.family), **options)
-    if any(flag.advanced for flag in flags):
-        parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the settings of every member of every family too, and exit")
+    everything = "show the settings of every member of every family too, and exit"
+    shown = everything if any(flag.advanced for flag in flags) else argparse.SUPPRESS  # elsewhere it says what --help does
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help=shown)
 
 
 def flags_layer(

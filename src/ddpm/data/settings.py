@@ -89,7 +89,7 @@ class DataSettings:
         default=0.1, metadata={"help": "share of the samples kept out of training, unless the data have a validation/ folder"}
     )
     normalise: Normalise = field(
-        default="auto", metadata={"help": "range: to [-1, 1]; standard: mean 0, deviation 1 per channel; auto: range for integers"}
+        default="auto", metadata={"help": "range: to [-1, 1]; standard: mean 0, standard deviation 1 per channel; auto: range for integers"}
     )
     on_bad_image: OnBadImage = field(
         default="fail", metadata={"help": "fail at the first unreadable pictures, or skip them (at most 1 % of all)"}

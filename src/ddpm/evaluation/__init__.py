@@ -1,4 +1,4 @@
-"""Evaluation: which sampler and which instants suit a trained model best."""
+"""Evaluation of trained models: scores, reports, comparisons; tuning of samplers; planning of runs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm.evaluation.tuned import Entry as Entry
-    from ddpm.evaluation.tuned import Trial as Trial
-    from ddpm.evaluation.tuned import Tuned as Tuned
-    from ddpm.evaluation.tuned import choose as choose
-    from ddpm.evaluation.tuned import load_tuned as load_tuned
-    from ddpm.evaluation.tuned import save_tuned as save_tuned
-    from ddpm.evaluation.tuning import Cost as Cost
-    from ddpm.evaluation.tuning import cost_of as cost_of
-    from ddpm.evaluation.tuning import tune as tune
+    from ddpm.evaluation.report import Evaluator as Evaluator
+    from ddpm.evaluation.report import compare as compare
+    from ddpm.evaluation.tuning.search import Cost as Cost
+    from ddpm.evaluation.tuning.search import cost_of as cost_of
+    from ddpm.evaluation.tuning.search import tune as tune
+    from ddpm.evaluation.tuning.stored import Entry as Entry
+    from ddpm.evaluation.tuning.stored import Trial as Trial
+    from ddpm.evaluation.tuning.stored import Tuned as Tuned
+    from ddpm.evaluation.tuning.stored import choose as choose
+    from ddpm.evaluation.tuning.stored import load_tuned as load_tuned
+    from ddpm.evaluation.tuning.stored import save_tuned as save_tuned
 
 _MODULES = {  # these are torch modules, imported when first asked for
-    **dict.fromkeys(("Cost", "cost_of", "tune"), "ddpm.evaluation.tuning"),
-    **dict.fromkeys(("Entry", "Trial", "Tuned", "choose", "load_tuned", "save_tuned"), "ddpm.evaluation.tuned"),
+    **dict.fromkeys(("Evaluator", "compare"), "ddpm.evaluation.report"),
+    **dict.fromkeys(("Cost", "cost_of", "tune"), "ddpm.evaluation.tuning.search"),
+    **dict.fromkeys(("Entry", "Trial", "Tuned", "choose", "load_tuned", "save_tuned"), "ddpm.evaluation.tuning.stored"),
 }
 
-__all__ = ["Cost", "Entry", "Trial", "Tuned", "choose", "cost_of", "load_tuned", "save_tuned", "tune"]
+__all__ = ["Cost", "Entry", "Evaluator", "Trial", "Tuned", "choose", "compare", "cost_of", "load_tuned", "save_tuned", "tune"]
 
 
 def __getattr__(name: str) -> Any:

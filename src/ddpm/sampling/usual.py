@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ddpm.config import from_dict
 from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError
-from ddpm.process import Grid, Listed, default_grid
+from ddpm.process import GRIDS, Grid, Listed, default_grid
 from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.consistency import Consistency
 from ddpm.sampling.ddim import DDIM
@@ -26,6 +27,15 @@ class Way(NamedTuple):
     grid: Grid
 
 
+def named(sampler: Sampler | Adaptive | str | None, grid: Grid | str | None) -> tuple[Sampler | Adaptive | None, Grid | None]:
+    """Both as objects: "dpm++2m" and "karras" as the command line has them. ConfigError for names there are none of."""
+    if isinstance(sampler, str):
+        from ddpm.sampling import PRESETS, SAMPLERS
+
+        sampler = from_dict(Sampler, {"name": sampler}, {Sampler: (*SAMPLERS, Consistency, *PRESETS)}, "sampler")
+    return sampler, from_dict(Grid, {"name": grid}, {Grid: GRIDS}, "grid") if isinstance(grid, str) else grid
+
+
 def usual_sampler(denoiser: Denoiser) -> Sampler:
     """DDIM, which a student that jumps between its instants is made for too; `Consistency` for a map."""
     return Consistency() if denoiser.meaning == "map" else DDIM()
@@ -37,8 +47,9 @@ def usual_steps(denoiser: Denoiser, fallback: int = STEPS) -> int:
     return len(denoiser.times) or (1 if denoiser.meaning == "map" else min(fallback, length or fallback))
 
 
-def way(denoiser: Denoiser, sampler: Sampler | Adaptive | None, steps: int | None, grid: Grid | None) -> Way:
+def way(denoiser: Denoiser, sampler: Sampler | Adaptive | str | None, steps: int | None, grid: Grid | str | None) -> Way:
     """The way asked for, completed by what suits; ConfigError where the denoiser cannot be walked so."""
+    sampler, grid = named(sampler, grid)
     chosen = sampler or usual_sampler(denoiser)
     if isinstance(chosen, Sampler) and not chosen.reads(denoiser.meaning):
         if denoiser.meaning == "mean":

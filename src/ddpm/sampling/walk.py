@@ -19,7 +19,7 @@ from ddpm.sampling.adaptive import Adaptive
 from ddpm.sampling.clip import QUANTILE, Clip, clipped
 from ddpm.sampling.presets import name_of
 from ddpm.sampling.sampler import Plan, Sampler
-from ddpm.sampling.usual import usual_steps, way
+from ddpm.sampling.usual import named, usual_steps, way
 
 BLOCK = 2**56  # numbers between a sample's own noise and that of the smaller sample it enlarges
 
@@ -78,8 +78,8 @@ def trajectory(
     n: int = 1,
     *,
     steps: int | None = None,
-    sampler: Sampler | Adaptive | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler | Adaptive | str | None = None,
+    grid: Grid | str | None = None,
     seed: int = 0,
     first: int = 0,
     indices: Sequence[int] | None = None,
@@ -95,9 +95,9 @@ def trajectory(
 
     Sample i uses noise of (seed, first + i, step) alone, so it does not depend on the batch it is drawn in. indices: n numbers to use
     instead of first + i. sampler, steps, grid: DDIM(), 50 (or a shorter chain's all) and the schedule's usual grid by default, of a
-    distilled model what it was made for. cond: (n, ...) tensors. start: x (n, *D) at the grid's first instant instead of noise;
-    with the grid `Below` that instant is not t = 1. autocast: a lower
-    precision for the network. compiled: torch.compile translates the whole step, sampler and network, when it first comes (`Adaptive`: only
+    distilled model what it was made for; a name will do, "dpm++2m", "karras". cond: (n, ...) tensors. start: x (n, *D) at the grid's
+    first instant instead of noise; with the grid `Below` that is not t = 1. autocast: a lower precision for the network. compiled:
+    torch.compile translates the whole step, sampler and network, when it first comes (`Adaptive`: only
     what `network.compile()` was called on). A self-conditioned model is shown, in all calls of a step, the x0 that the step before
     predicted, after clipping and guidance, and zeros in the first step; where there are no steps (`Adaptive`, inversion, likelihood) always
     zeros, under which it is a denoiser in its own right. Raises ConfigError for what sampler, grid and model cannot do together.
@@ -171,8 +171,8 @@ def sample(
     n: int = 64,
     *,
     steps: int | None = None,
-    sampler: Sampler | Adaptive | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler | Adaptive | str | None = None,
+    grid: Grid | str | None = None,
     seed: int = 0,
     first: int = 0,
     cond: Cond = None,
@@ -195,6 +195,7 @@ def sample(
     check_request(denoiser, n, cond, n, start)
     if batch < 1:
         raise ConfigError(f"batch: got {batch}, must be at least 1")
+    sampler, grid = named(sampler, grid)
     if isinstance(sampler, Adaptive) and grid is not None:
         raise ConfigError("grid: sampler Adaptive chooses its own instants; leave the grid out, or name another sampler")
     if isinstance(sampler, Adaptive) and denoiser.base is not None:

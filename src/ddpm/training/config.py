@@ -150,7 +150,7 @@ class TrainConfig:
     optimizer: OptimizerSettings = setting(OptimizerSettings(), "", flat=True, group="optimizer")
     ema: float | tuple[float, ...] = setting(
         0.05,
-        "width of the weight average, as a share of the run so far; several, 0.05,0.1, are tracked at once, the first is used",
+        "length of the weight average (EMA), as a share of the run so far; several, 0.05,0.1, are tracked at once, the first is used",
         above=0.0,
         below=0.28,
         group="optimizer",
@@ -189,6 +189,7 @@ class TrainConfig:
     timeout: float = setting(300.0, "seconds a process may keep the others waiting", above=0.0, high=86_400.0, group="machine")
 
     def __post_init__(self) -> None:
+        check(self)
         reason = legal(self.schedule, self.parameterization)
         problems = [f"parameterization: {reason}"] if reason else []
         if self.schedule.T is None and isinstance(self.loss, Hybrid | VariationalBound | Stepwise):
@@ -241,7 +242,7 @@ class ClassifierConfig:
         group="model",
     )
     optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", weight_decay=0.05), "", flat=True, group="optimizer")
-    ema: float = setting(0.1, "width of the weight average, as a share of the training so far", above=0.0, below=0.28, group="optimizer")
+    ema: float = setting(0.1, "length of the weight average (EMA), as a share of the run so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
 
@@ -275,7 +276,7 @@ class AutoencodeConfig:
     )
     critic_from: float = setting(0.3, "share of the steps after which the critic begins", low=0.0, high=1.0, group="critic")
     optimizer: OptimizerSettings = setting(OptimizerSettings(lr=1e-3, decay="cosine", warmup=50), "", flat=True, group="optimizer")
-    ema: float = setting(0.05, "width of the weight average, as a share of the run so far", above=0.0, below=0.28, group="optimizer")
+    ema: float = setting(0.05, "length of the weight average (EMA), as a share of the run so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "of the network", group="machine")
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")

@@ -29,6 +29,7 @@ from ddpm.training.distributed import sharded
 from ddpm.training.distributed.parallel import is_sharded, mixed
 from ddpm.training.distributed.world import World
 from ddpm.training.health.spikes import Spikes
+from ddpm.training.machine import device_of
 
 FREE = {
     "out",
@@ -290,6 +291,8 @@ def load(
 
     step: a certain checkpoint instead of the newest, "best" for that of lowest held-out loss.
     weights: "ema" (what is sampled: the average `ddpm ema` chose, else the first tracked), "ema-0.100" (a certain one) or "raw".
-    network: your own module, where the run was trained with one. Raises CheckpointError for anything missing or damaged.
+    network: your own module, where the run was trained with one. device: where it goes; "auto" is the accelerator where there is one.
+    Raises: CheckpointError for anything missing or damaged.
     """
-    return load_with_card(run, step=step, weights=weights, network=network)[0].to(device)
+    place = device_of(device) if device == "auto" else device
+    return load_with_card(run, step=step, weights=weights, network=network)[0].to(place)

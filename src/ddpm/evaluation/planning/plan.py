@@ -12,9 +12,9 @@ from ddpm.config import Layer, Typed, resolve, to_dict
 from ddpm.data import open_data, require
 from ddpm.data.dataset import Dataset
 from ddpm.errors import ConfigError
-from ddpm.evaluation import proposals
-from ddpm.evaluation.proposals import Choice
-from ddpm.evaluation.rehearsal import Cost, activations_of, parameters_of, rehearsed
+from ddpm.evaluation.planning import proposals
+from ddpm.evaluation.planning.proposals import Choice
+from ddpm.evaluation.planning.rehearsal import Cost, activations_of, parameters_of, rehearsed
 from ddpm.training.build import measured
 from ddpm.training.checkpoints.storage import size_text
 from ddpm.training.config import FAMILIES, TrainConfig

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.errors import ConfigError
-from ddpm.evaluation.refine import on_knots, refine
-from ddpm.evaluation.tuned import Trial, Tuned, name_of
-from ddpm.evaluation.walks import FIRST, BudgetSpent, Free, Walks
+from ddpm.evaluation.tuning.refine import on_knots, refine
+from ddpm.evaluation.tuning.stored import Trial, Tuned, name_of
+from ddpm.evaluation.tuning.walks import FIRST, BudgetSpent, Free, Walks
 from ddpm.guidance import Guided
 from ddpm.process import Grid, Karras, Listed, LogSNR, Process, Quadratic, Trailing, default_grid, log_snr_ends
 from ddpm.sampling import DDIM, PRESETS, Multistep, Sampler, steps_for

@@ -9,8 +9,8 @@ from typing import Any
 
 from ddpm.config import to_dict
 from ddpm.errors import CheckpointError, ConfigError, DiskError
-from ddpm.evaluation.planning import Plan, duration
-from ddpm.evaluation.rehearsal import size_of
+from ddpm.evaluation.planning.plan import Plan, duration
+from ddpm.evaluation.planning.rehearsal import size_of
 from ddpm.training.checkpoints.storage import size_text, write_text
 from ddpm.training.config import TrainConfig
 
