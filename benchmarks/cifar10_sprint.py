@@ -31,16 +31,17 @@ from typing import Any
 import torch
 
 from ddpm.cli import main as command
-from ddpm.cli.drawing import FAMILIES as WAYS
-from ddpm.cli.drawing import How, draw, ready
-from ddpm.cli.evaluate import EvaluateConfig, extractor_of
 from ddpm.config import Layer, resolve
 from ddpm.data import open_data
 from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
+from ddpm.evaluation.drawing.ready import FAMILIES as WAYS
+from ddpm.evaluation.drawing.ready import How, draw, ready
 from ddpm.evaluation.planning.rehearsal import rehearse
 from ddpm.evaluation.report import Evaluator
 from ddpm.evaluation.report.files import finite
+from ddpm.evaluation.run import extractor_of
+from ddpm.evaluation.settings import EvaluateConfig
 from ddpm.sampling import steps_for
 from ddpm.training import FAMILIES, TrainConfig, train
 from ddpm.training.checkpoints.storage import replace_text

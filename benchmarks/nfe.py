@@ -28,13 +28,13 @@ import torch
 from digits import SPLIT, frechet
 from numpy.typing import NDArray
 
-from ddpm.cli.tuned import AUTO
 from ddpm.config import Layer, from_dict, resolve, to_dict
 from ddpm.data import from_arrays
 from ddpm.data.digits import handwritten
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError
 from ddpm.evaluation import tune
+from ddpm.evaluation.drawing.settled import AUTO
 from ddpm.networks import MLPConfig
 from ddpm.process import Grid, Listed, LogSNR
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Ancestral, Sampler, sample, steps_for

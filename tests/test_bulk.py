@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from ddpm.cli import main
-from ddpm.cli.drawing import Ready
 from ddpm.data import open_data
 from ddpm.data.bulk import save_shards, save_zip
 from ddpm.data.settings import DataSettings
+from ddpm.evaluation.drawing.ready import Ready
 from small_runs import SMALL_UNET, pictures, quietly, settings
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (25, 3, 4, 6)).astype(np.uint8)

@@ -12,11 +12,11 @@ from PIL import Image
 
 import ddpm
 from ddpm.cli import main
-from ddpm.cli.drawing import Ready
 from ddpm.cli.given import beside_of
 from ddpm.denoiser import GIVENS, Given, Grey, Small
 from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError
+from ddpm.evaluation.drawing.ready import Ready
 from ddpm.training.given import with_given
 
 SHAPES = {Small: [(1, 8), (3, 8, 4), (2, 4, 8, 4)], Grey: [(3, 4, 6)]}

@@ -15,9 +15,9 @@ from PIL import Image
 
 from ddpm import sampling
 from ddpm.cli import main
-from ddpm.cli.drawn import UNFINISHED, Drawn
-from ddpm.cli.shortage import changed
 from ddpm.errors import ConfigError
+from ddpm.evaluation.drawing.kept import UNFINISHED, Drawn
+from ddpm.shortage import changed
 from ddpm.training import Trainer
 from small_runs import SMALL_UNET, digests, environment, held, pictures, quietly, settings, table
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.cli import curves, drawing, main
-from ddpm.cli import evaluate as command
+from ddpm.cli import main
 from ddpm.data import from_arrays
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError
+from ddpm.evaluation import EvaluateConfig, evaluate
+from ddpm.evaluation.drawing import ready as drawing
+from ddpm.evaluation.drawing.ready import How
 from ddpm.evaluation.extractors import Raw
 from ddpm.evaluation.reference import foreign_statistics
-from ddpm.evaluation.report import Evaluator, compare
+from ddpm.evaluation.report import Evaluator, compare, curves
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.content import evenly
 from ddpm.evaluation.report.page import curves as curves_of
@@ -62,6 +64,18 @@ def test_a_report_holds_what_it_should(report: Path) -> None:
     assert not (report / ".unfinished").exists()
 
 
+def test_a_report_from_python_is_that_of_the_command(runs: tuple[str, str], report: Path, tmp_path: Path) -> None:
+    """And what is left at its default is the run's own."""
+    asked = EvaluateConfig(
+        n=80, sweep=40, nfe_curve=(1, 2), guidance_curve=(1.0, 2.0), likelihood=4, extractor="raw", how=How(steps=3, batch=30),
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    done = evaluate(runs[0], asked)
+    assert done is not None and done.folder == tmp_path / "out"
+    mine, its = (json.loads((folder / "report.json").read_text()) for folder in (done.folder, report))
+    assert mine == its and (done.folder / "report.html").is_file()
+
+
 def test_the_page_needs_nothing_but_itself(report: Path) -> None:
     text = (report / "report.html").read_text()
     assert text.count("<svg") >= 4 and text.count("data:image/png;base64,") == 2
@@ -75,7 +89,7 @@ def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
     """Stopped after two batches and in the middle of the curves; what was drawn and found is not drawn again."""
     first = json.loads((report / "report.json").read_text())
     calls: list[int] = []
-    original = command.Ready.draw
+    original = drawing.Ready.draw
 
     def draw(self: Any, first: int, size: int, *rest: Any) -> Any:
         calls.append(first)
@@ -83,7 +97,7 @@ def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
             raise KeyboardInterrupt
         return original(self, first, size, *rest)
 
-    monkeypatch.setattr(command.Ready, "draw", draw)
+    monkeypatch.setattr(drawing.Ready, "draw", draw)
     words = ["evaluate", runs[0], *WORDS, "--guidance-curve", "1,2"]
     assert main(words) == 130
     assert main(words) == 130

@@ -18,10 +18,10 @@ from types import ModuleType
 
 import ddpm
 from ddpm.cli.launch import inside, report, speaks
-from ddpm.cli.shortage import out_of_memory
 from ddpm.config import Parser, tidy
 from ddpm.config.fields import nearest
 from ddpm.errors import ConfigError, DDPMError, DiskError, DistributedError
+from ddpm.shortage import out_of_memory
 
 COMMANDS = {
     "train": "train a model on your data; the same command again resumes",

@@ -58,8 +58,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str, Denoiser, int | None, Sampler | None, Grid | None]]:
     """What is drawn and scored: the student, the teacher at as many steps, and the teacher with many."""
-    from ddpm.cli.tuned import even
     from ddpm.denoiser import NetworkDenoiser
+    from ddpm.evaluation.drawing.settled import even
     from ddpm.guidance import ClassifierFree, Told
     from ddpm.sampling import DDIM, PRESETS, usual_steps
 

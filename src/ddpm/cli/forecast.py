@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli.drawing import FAMILIES, How, ready, shown
 from ddpm.config import Parser, add_flags, flags_layer, resolve, setting
 from ddpm.errors import ConfigError
+from ddpm.evaluation.drawing.ready import FAMILIES, How, ready, shown
 
 if TYPE_CHECKING:
     import torch

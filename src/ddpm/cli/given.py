@@ -117,9 +117,9 @@ def conditions_of(count: int, model: NetworkDenoiser, run: str, otherwise: str) 
     """The conditions of at most `count` held-out samples of a run's own data, evenly among them; DataError, with what to do otherwise,
     where these are not there.
     """
-    from ddpm.cli.scored import card_of
     from ddpm.data import open_data
     from ddpm.data.dataset import evenly
+    from ddpm.evaluation.scored import card_of
     from ddpm.training.classifier import run_data
     from ddpm.training.latents import diffused
     from ddpm.training.state import open_run

@@ -57,10 +57,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def _run(run: str, typed: Layer, as_json: bool) -> int:
     """The model of a run, and what conditions are worth to it."""
-    from ddpm.cli.scored import card_of
     from ddpm.config import to_dict
     from ddpm.data import open_data
     from ddpm.errors import DataError
+    from ddpm.evaluation.scored import card_of
     from ddpm.training.classifier import run_data
     from ddpm.training.health.heed import heed
     from ddpm.training.latents import card_fingerprint, diffused

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.cli.drawing import FAMILIES
-from ddpm.cli.drawn import free_folder
 from ddpm.cli.prompting import Prompting
-from ddpm.cli.starting import encoded, refuse_cascades, refuse_image_models
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
+from ddpm.evaluation.drawing.kept import free_folder
+from ddpm.evaluation.drawing.ready import FAMILIES
+from ddpm.evaluation.drawing.starting import encoded, refuse_cascades, refuse_image_models
 from ddpm.process import Grid
 from ddpm.sampling import Sampler
 

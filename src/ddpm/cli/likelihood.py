@@ -217,9 +217,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError.of(problems)
     import torch
 
-    from ddpm.cli.scored import check_samples, condition, rows_to_score
-    from ddpm.cli.starting import refuse_cascades
     from ddpm.data import open_data
+    from ddpm.evaluation.drawing.starting import refuse_cascades
+    from ddpm.evaluation.scored import check_samples, condition, rows_to_score
     from ddpm.likelihood.latents import latent_codec
     from ddpm.training.classifier import run_data
     from ddpm.training.feed import encoded

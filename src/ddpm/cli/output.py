@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm.cli.drawn import Drawn
 from ddpm.errors import ConfigError
+from ddpm.evaluation.drawing.kept import Drawn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

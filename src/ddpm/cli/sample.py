@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.cli.drawing import FAMILIES, How, ready, shown
-from ddpm.cli.drawn import Drawn, rank
 from ddpm.cli.given import Dealt, Givens, masks
 from ddpm.cli.output import Output, output_format
 from ddpm.cli.prompting import Prompting, quoted
-from ddpm.cli.starting import Starting
 from ddpm.config import Parser, add_flags, flags_layer, resolve, setting
 from ddpm.errors import ConfigError, DiskError
+from ddpm.evaluation.drawing.kept import Drawn, rank
+from ddpm.evaluation.drawing.ready import FAMILIES, How, ready, shown
+from ddpm.evaluation.drawing.starting import Starting
 
 if TYPE_CHECKING:
     import torch
 
-    from ddpm.cli.drawing import Ready
     from ddpm.denoiser.fields import Fields
+    from ddpm.evaluation.drawing.ready import Ready
 
 HELP = """Draw samples from a trained model, with the settings it was trained with.
 

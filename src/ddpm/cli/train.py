@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ddpm.cli.launch import GRACE, inside, launch, speaks
-from ddpm.cli.shortage import smaller_batch
 from ddpm.config import Layer, Parser, Typed, add_flags, flags_layer, read_file, resolve
 from ddpm.data.settings import DataSettings
 from ddpm.errors import ConfigError
+from ddpm.shortage import smaller_batch
 from ddpm.training.config import FAMILIES, TrainConfig
 from ddpm.training.recipes import names, recipe
 

@@ -7,10 +7,10 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ddpm.cli.guiding import Guiding
 from ddpm.cli.prompting import Prompting
-from ddpm.cli.tuned import guiding_key
 from ddpm.config import Parser, add_flags, check, flags_layer, resolve, setting
+from ddpm.evaluation.drawing.guiding import Guiding
+from ddpm.evaluation.drawing.settled import guiding_key
 
 if TYPE_CHECKING:
     from ddpm.evaluation import Tuned

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm.evaluation.report import Evaluator as Evaluator
     from ddpm.evaluation.report import compare as compare
+    from ddpm.evaluation.run import Evaluated as Evaluated
+    from ddpm.evaluation.run import evaluate as evaluate
+    from ddpm.evaluation.settings import EvaluateConfig as EvaluateConfig
     from ddpm.evaluation.tuning.search import Cost as Cost
     from ddpm.evaluation.tuning.search import cost_of as cost_of
     from ddpm.evaluation.tuning.search import tune as tune
@@ -19,12 +22,29 @@ if TYPE_CHECKING:
     from ddpm.evaluation.tuning.stored import save_tuned as save_tuned
 
 _MODULES = {  # these are torch modules, imported when first asked for
+    **dict.fromkeys(("Evaluated", "evaluate"), "ddpm.evaluation.run"),
+    "EvaluateConfig": "ddpm.evaluation.settings",
     **dict.fromkeys(("Evaluator", "compare"), "ddpm.evaluation.report"),
     **dict.fromkeys(("Cost", "cost_of", "tune"), "ddpm.evaluation.tuning.search"),
     **dict.fromkeys(("Entry", "Trial", "Tuned", "choose", "load_tuned", "save_tuned"), "ddpm.evaluation.tuning.stored"),
 }
 
-__all__ = ["Cost", "Entry", "Evaluator", "Trial", "Tuned", "choose", "compare", "cost_of", "load_tuned", "save_tuned", "tune"]
+__all__ = [
+    "Cost",
+    "Entry",
+    "EvaluateConfig",
+    "Evaluated",
+    "Evaluator",
+    "Trial",
+    "Tuned",
+    "choose",
+    "compare",
+    "cost_of",
+    "evaluate",
+    "load_tuned",
+    "save_tuned",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

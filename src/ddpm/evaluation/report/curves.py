@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ddpm.cli.drawing import Ready, draw, ready
-from ddpm.cli.drawn import UNFINISHED
 from ddpm.config import Layer
 from ddpm.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from ddpm.cli.evaluate import EvaluateConfig
-    from ddpm.evaluation.report import Evaluator, Point
+from ddpm.evaluation.drawing.kept import UNFINISHED
+from ddpm.evaluation.drawing.ready import Ready, draw, ready
+from ddpm.evaluation.report.content import Evaluator, Point
+from ddpm.evaluation.settings import EvaluateConfig
+from ddpm.sampling import steps_for
+from ddpm.training.averaging.weights import tracked
+from ddpm.training.build import labelled
+from ddpm.training.checkpoints.storage import replace_text
+from ddpm.training.state import open_run
 
 Say = Callable[[str], None]
 
@@ -29,8 +32,6 @@ class Points:
 
     def get(self, kind: str, at: float, find: Callable[[], Point]) -> dict[str, Any]:
         """A point, found now unless it is known."""
-        from ddpm.training.checkpoints.storage import replace_text
-
         key = f"{kind} {at!r}"
         if key not in self.known:
             self.known[key] = find().to_dict()
@@ -42,9 +43,6 @@ def variants(
     config: EvaluateConfig, run: str, typed: Layer, base: Ready, lengths: list[float], say: Say
 ) -> Iterator[tuple[str, float, Callable[[], Ready]]]:
     """Every point of the curves: kind, place, and the model made ready for it."""
-    from ddpm.sampling import steps_for
-    from ddpm.training.build import labelled
-
     how, chain = replace(base.how, step=base.document["step"]), base.model.process.schedule.T
 
     def changed(**fields: Any) -> Callable[[], Ready]:
@@ -68,10 +66,6 @@ def sweeps(
     config: EvaluateConfig, run: str, typed: Layer, base: Ready, evaluator: Evaluator, points: Points, say: Say
 ) -> dict[str, list[Any]]:
     """The curves: each point's distance, of fewer samples than the report's."""
-    from ddpm.evaluation.report import Point
-    from ddpm.training.averaging.weights import tracked
-    from ddpm.training.state import open_run
-
     found: dict[str, list[Any]] = {}
     if not config.sweep:
         return found

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ddpm.cli.drawn import Drawn, rank
-from ddpm.cli.guiding import Guiding
-from ddpm.cli.shortage import smaller_batch
-from ddpm.cli.starting import Starting
-from ddpm.cli.tuned import AUTO, asked_for_auto, settle, typed_of
 from ddpm.config import Families, Layer, check, setting
 from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError, DataError
+from ddpm.evaluation.drawing.guiding import Guiding
+from ddpm.evaluation.drawing.kept import Drawn, rank
+from ddpm.evaluation.drawing.settled import AUTO, asked_for_auto, settle, typed_of
+from ddpm.evaluation.drawing.starting import Starting
 from ddpm.process import GRIDS, Full, Grid, Listed
 from ddpm.sampling import DDIM, PRESETS, SAMPLERS, Consistency, Sampler, way
 from ddpm.sampling.presets import name_of
+from ddpm.shortage import smaller_batch
 
 if TYPE_CHECKING:
     import torch

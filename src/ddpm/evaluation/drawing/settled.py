@@ -15,9 +15,9 @@ from ddpm.process import Grid, LogSNR, Process
 from ddpm.sampling import Multistep, steps_for
 
 if TYPE_CHECKING:
-    from ddpm.cli.drawing import How
-    from ddpm.cli.guiding import Guiding
-    from ddpm.cli.starting import Starting
+    from ddpm.evaluation.drawing.guiding import Guiding
+    from ddpm.evaluation.drawing.ready import How
+    from ddpm.evaluation.drawing.starting import Starting
 
 AUTO = Preset("auto", Multistep())
 """What `--sampler auto` takes where nothing was tuned: dpm++2m on a grid even in log-SNR, `AUTO_CALLS` calls.
