@@ -113,6 +113,12 @@ def test_statistics_of_other_tools_are_read(tmp_path: Path) -> None:
     assert frechet(theirs, Moments.given(torch.from_numpy(mean), torch.from_numpy(cov))) == pytest.approx(0.0, abs=1e-9)
     found = score(drawn(400), theirs)
     assert set(found.estimates) == {"frechet"} and found.copies is None
+    one = data()
+    rows = reference(one, "train", Raw(one.card), cache=tmp_path)
+    far = Moments.given(rows.moments.mean + 1.0, rows.moments.cov)
+    beside = [score(rows.features, rows, theirs=other) for other in (None, far)]
+    assert beside[1].estimates["frechet"].value - beside[0].estimates["frechet"].value == pytest.approx(len(far.mean), rel=0.01)
+    assert beside[0].estimates["kernel"] == beside[1].estimates["kernel"] and beside[0].figures == beside[1].figures
     np.savez(tmp_path / "short.npz", mu=mean[:3], sigma=cov[:3, :3])
     np.savez(tmp_path / "nan.npz", mu=mean * np.nan, sigma=cov)
     np.savez(tmp_path / "other.npz", x=mean)

@@ -46,9 +46,11 @@ def score(
     held_out: Reference | None = None,
     train: bool = True,
     alike: int = MOST,
+    theirs: Moments | None = None,
 ) -> Scores:
     """Of feature vectors (N, D) of samples against a reference.
 
+    theirs: mean and covariance by another tool, to which the Frechet distance is, instead of to the reference; all else is to that.
     held_out: features of data the model has not seen, for memorisation. train: the reference is of training data, of which samples could
     be copies. alike: vectors on each side of what depends on their number, so that two calls compare. DataError for
     vectors that are not finite, or too few.
@@ -56,7 +58,7 @@ def score(
     count, dim = features.shape
     metric = Frechet(dim)
     metric.update(features)
-    moments = against if isinstance(against, Moments) else against.moments
+    moments = theirs or (against if isinstance(against, Moments) else against.moments)
     if dim != len(moments.mean):
         raise DataError(f"features: got vectors of {dim} numbers, the reference has {len(moments.mean)}; use one extractor for both")
     estimates = {"frechet": metric.result(moments)}

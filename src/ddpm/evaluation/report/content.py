@@ -50,7 +50,7 @@ class Point(NamedTuple):
 class Evaluator:
     """The data side of a report: made once, and asked for every set of samples.
 
-    extractor: what makes vectors. statistics: mean and covariance from another tool, to be scored against instead of the training data.
+    extractor: what makes vectors. statistics: mean and covariance from another tool, to which Frechet distances are, instead of to the training data.
     """
 
     def __init__(
@@ -59,11 +59,6 @@ class Evaluator:
         self.dataset, self.extractor, self.statistics, self.say = dataset, extractor, statistics, say
         self.train: Reference = reference(dataset, "train", extractor, say)
         self.held: Reference | None = reference(dataset, "held out", extractor, say) if len(dataset.held_rows) >= FEWEST else None
-
-    @property
-    def against(self) -> Reference | Moments:
-        """What samples are scored against."""
-        return self.statistics or self.train
 
     def conditions(self, n: int, seed: int, keys: frozenset[str], device: torch.device) -> Cond:
         """Conditions of n samples: those of training rows in an order drawn from the seed, each as often as in the data; None for none."""
@@ -76,7 +71,7 @@ class Evaluator:
         features = embedded(self.extractor, samples)
         metric = Frechet(features.shape[1])
         metric.update(features)
-        return metric.result(self.against if isinstance(self.against, Moments) else self.against.moments)
+        return metric.result(self.statistics or self.train.moments)
 
     def scores(self, samples: Tensor, features: Tensor | None = None) -> tuple[Scores, Tensor]:
         """Every score of samples in the data's own units, and their features, where these are not there yet."""
@@ -84,7 +79,7 @@ class Evaluator:
             raise DataError(f"samples: got {len(samples)}; a score with an interval needs at least {FEWEST}")
         features = embedded(self.extractor, samples) if features is None else features
         logits = self.extractor.logits(features)
-        found = score(features, self.against, logits=logits, held_out=self.held, alike=self._alike(len(samples)))
+        found = score(features, self.train, logits=logits, held_out=self.held, alike=self._alike(len(samples)), theirs=self.statistics)
         found.figures.update(self._plain(samples, self._alike(len(samples))))
         return found, features
 
@@ -101,7 +96,7 @@ class Evaluator:
             return None
         rows = self.dataset.held_rows
         logits = self.extractor.logits(self.held.features)
-        found = score(self.held.features, self.against, logits=logits, alike=self._alike(n))
+        found = score(self.held.features, self.train, logits=logits, alike=self._alike(n), theirs=self.statistics)
         found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, min(PLAIN, self._alike(n))))[0]), self._alike(n)))
         return found
 
