@@ -50,7 +50,8 @@ class Point(NamedTuple):
 class Evaluator:
     """The data side of a report: made once, and asked for every set of samples.
 
-    extractor: what makes vectors. statistics: mean and covariance from another tool, to which Frechet distances are, instead of to the training data.
+    extractor: what makes vectors. statistics: mean and covariance from another tool, to which Frechet distances are, instead of to the
+    training data.
     """
 
     def __init__(
