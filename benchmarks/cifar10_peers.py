@@ -48,7 +48,7 @@ from ddpm.training.recipes import recipe
 
 SYSTEMS = ("ddpm", "diffusers", "denoising-diffusion-pytorch")
 CALLS, CHUNK = 50, 100
-SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step
+SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step, after one that nobody times: it imports and allocates
 
 
 def network(system: str, channels: int) -> nn.Module:
@@ -101,6 +101,7 @@ class Trained:
 
     def seconds(self, precision: str) -> tuple[float, float]:
         """CPU seconds of the start, and of a step."""
+        self.run(4, precision)
         first, second = (self.run(steps, precision) for steps in SHORT)
         step = (second - first) / (SHORT[1] - SHORT[0])
         return first - SHORT[0] * step, step
@@ -132,7 +133,7 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
     costs = {precision: trainee.seconds(precision) for precision in ("fp32", "bf16")}
     precision = min(costs, key=lambda kind: costs[kind][1])
     start, step = costs[precision]
-    steps = int((60.0 * minutes - start) / step)
+    steps = int((60.0 * (args.spend or minutes) - start) / step)
     used, began = trainee.run(steps, precision), time.perf_counter()
     for how in ("ddim", *(["own"] if system == "ddpm" else [])):
         np.save(_place(args, system, lr, minutes, how), trainee.draw(args.n, own=how == "own").numpy())
@@ -185,6 +186,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="CIFAR-10's archive or folder")
     parser.add_argument("--folder", default="runs/cifar10-peers")
     parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes of training for each")
+    parser.add_argument("--spend", type=float, default=None, help="fit the steps to these CPU minutes: those that another was seen to use")
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the peers")
