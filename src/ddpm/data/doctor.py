@@ -41,7 +41,7 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         DataError: samples or conditions hold NaN or infinity, or class ids outside the named classes.
     """
     samples = found.samples
-    check_conditions(found)
+    _check_conditions(found)
     mask = found.cond.get("mask")
     moments, digests = _read_all(samples, train, mask)
     chosen = normalise if normalise != "auto" else ("range" if found.kind == "image" or samples.dtype.kind in "ui" else "standard")
@@ -93,13 +93,18 @@ def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: st
     return math.sqrt(float(np.mean((moments.std**2 + (moments.mean - shift) ** 2) / scale**2)))
 
 
-def check_conditions(found: Found) -> None:
-    """Raises DataError where the conditions do not belong to the samples: other length, NaN, class ids out of range."""
+def check_lengths(found: Found) -> None:
+    """Raises DataError where there are not as many captions, or entries of a condition, as samples."""
     if found.texts is not None and len(found.texts) != len(found.samples):
         raise DataError(f"{found.name}: {len(found.samples)} samples but {len(found.texts)} captions")
     for key, values in found.cond.items():
         if len(values) != len(found.samples):
             raise DataError(f"{found.name}: {len(found.samples)} samples but {len(values)} entries of the condition {key!r}")
+
+
+def _check_conditions(found: Found) -> None:
+    """Raises DataError where conditions hold NaN, or class ids out of range."""
+    for key, values in found.cond.items():
         if values.dtype.kind == "f":
             for start, chunk in _chunks(values):
                 _refuse_not_finite(chunk, start, f"{found.name}: condition {key!r}")
