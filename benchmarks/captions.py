@@ -1,6 +1,6 @@
 """Does the model draw what the words say? Scenes of two handwritten digits, with captions such as "a three above a seven".
 
-    python benchmarks/captions.py                            words of the captions as the encoder, 20 minutes of training
+    python benchmarks/captions.py                            words of the captions as the encoder, 20 CPU minutes of training
     python benchmarks/captions.py --encoder FOLDER           a frozen text encoder of transformers (T5, CLIP, BERT ...) saved there
     python benchmarks/captions.py --encoder random-t5        a frozen T5 over bytes of random weights: the path, without its knowledge
     python benchmarks/captions.py --figure docs/captions.png
@@ -9,7 +9,7 @@ Two real digits (scikit-learn's, 8x8) lie above one another, or beside, on a can
 three" are the same scene, and so for "left of" and "right of". Scenes are made of the first 898 digits only; ten of the hundred pairs (the
 second digit three more than the first, upper or left first) are in no training scene. Each prompt is drawn, and read: which way the ink
 lies, and what a classifier trained on the first 898 digits finds at both places. Right is a sample whose layout and both digits are those
-of its prompt. Printed, and in the last line as one JSON object:
+of its prompt. Printed for each scale of guidance, and in the last line as one JSON object:
   composition   share right of prompts whose pairs were in training scenes (captions the model has read)
   unseen        share right of prompts for pairs that no training scene has
   layout, digit the same by part, over all prompts
@@ -25,10 +25,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from budget import fitting
 from digits import SPLIT, Array, half_pixel_shifts
 from sklearn.svm import SVC
 
@@ -44,7 +45,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 ARTICLED = tuple(f"{'an' if name == 'eight' else 'a'} {name}" for name in NAMES)
 RELATIONS = (("above", "below"), ("left of", "right of"))  # first digit before the second, or after it
 PLACES = (((0, 4), (8, 4)), ((4, 0), (4, 8)))  # upper, lower; left, right
-SIDE, SCENES = 16, 20_000
+SIDE, SCENES, BATCH = 16, 20_000, 32
 
 
 class Scene(NamedTuple):
@@ -118,25 +119,24 @@ def random_t5(folder: Path) -> str:
     return str(folder)
 
 
-def settings(out: str, encoder: str, seed: int, steps: int, threads: int | None) -> TrainConfig:
+def settings(out: str, encoder: str, seed: int, steps: int, threads: int) -> TrainConfig:
     """The recipe."""
     network = ddpm.UNetConfig(channels=32, mults=(1, 2, 2), blocks=1, attention=(1, 2), heads=4, dropout=0.0)
     return TrainConfig(
-        steps=steps, batch=64, seed=seed, out=out, threads=threads, network=network, text=TextSettings(encoder=encoder), preview=0,
+        steps=steps, batch=BATCH, seed=seed, out=out, threads=threads, network=network, text=TextSettings(encoder=encoder), preview=0,
         optimizer=OptimizerSettings(kind="muon", lr=6e-3, momentum=0.9, warmup=60, decay="linear"), ema=0.1,
         evaluate_every=steps, checkpoint_every=steps, monitor=False,
     )  # fmt: skip
 
 
-def pace(encoder: str, data: Dataset, threads: int | None) -> float:
-    """Steps a second, of a few."""
-    rates: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for steps in (8, 32):
-            began = time.perf_counter()
-            train(settings(f"{folder}/{steps}", encoder, 0, steps, threads), data=data, quiet=True)
-            rates.append(time.perf_counter() - began)
-    return 24 / max(rates[1] - rates[0], 1e-3)
+def steps_of(encoder: str, data: Dataset, minutes: float, threads: int) -> int:
+    """How many steps the CPU minutes hold."""
+
+    def short(steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train(settings(f"{folder}/run", encoder, 0, steps, threads), data=data, quiet=True)
+
+    return fitting(short, minutes)
 
 
 def score(denoiser: NetworkDenoiser, digits: Digits, guidance: float, steps: int, seed: int) -> tuple[dict[str, float], Array, list[str]]:
@@ -177,40 +177,44 @@ def main() -> int:
     """Train, draw, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="words", help="words, random-t5, or a folder")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training, for each seed: sets the steps by what a few take")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="CPU minutes of training for each seed: sets the steps by what a few take"
+    )
     parser.add_argument("--steps", type=int, default=None, help="training steps, instead of --minutes")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0], help="scales to draw at")
     parser.add_argument("--sample-steps", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--figure", type=Path, default=None)
     parser.add_argument("--keep", type=Path, default=None, help="folder that keeps the runs")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     digits = Digits()
     data = data_of(digits)
     other = [ALL[i] for i in np.random.default_rng(3).integers(len(ALL), size=1000)]
     real = digits.read(digits.pictures(other, range(SPLIT, len(digits.y)), 4))
-    results: list[dict[str, Any]] = []
+    results: dict[float, list[dict[str, float]]] = {guidance: [] for guidance in args.guidance}
     with tempfile.TemporaryDirectory() as temporary:
         encoder = random_t5(Path(temporary) / "t5") if args.encoder == "random-t5" else args.encoder
-        steps = args.steps or max(1, round(60 * args.minutes * pace(encoder, data, args.threads)))
+        steps = args.steps or steps_of(encoder, data, args.minutes, args.threads)
         for seed in range(args.seeds):
-            began = time.perf_counter()
+            began = time.process_time()
             out = (args.keep or Path(temporary)) / f"seed-{seed}"
             denoiser = train(settings(str(out), encoder, seed, steps, args.threads), data=data, quiet=True).denoiser
-            trained = time.perf_counter() - began
-            found, drawn, texts = score(denoiser, digits, args.guidance, args.sample_steps, seed)
-            results.append(found)
-            print(
-                f"seed {seed}: " + "  ".join(f"{key} {value:.3f}" for key, value in found.items()) + f"  trained in {trained:.0f} s",
-                flush=True,
-            )
-            if seed == 0 and args.figure:
-                figure(drawn, texts, args.figure)
-    print(f"{steps} steps of 64, {args.sample_steps} DDIM steps at guidance {args.guidance:g}, {torch.get_num_threads()} threads")
-    mean = {key: round(sum(result[key] for result in results) / len(results), 4) for key in results[0]}
+            print(f"seed {seed}: trained in {(time.process_time() - began) / 60.0:.2f} CPU minutes", flush=True)
+            for guidance, found in results.items():
+                said, drawn, texts = score(denoiser, digits, guidance, args.sample_steps, seed)
+                found.append(said)
+                print(f"  guidance {guidance:g}: " + "  ".join(f"{key} {value:.3f}" for key, value in said.items()), flush=True)
+                if seed == 0 and args.figure and guidance == args.guidance[0]:
+                    figure(drawn, texts, args.figure)
+    print(f"{steps} steps of {BATCH}, {args.sample_steps} DDIM steps, {torch.get_num_threads()} threads")
+    means = {
+        f"guidance {guidance:g}": {key: round(float(np.mean([one[key] for one in found])), 4) for key in found[0]}
+        for guidance, found in results.items()
+    }
     right = float(np.mean([a == b for a, b in zip(other, real, strict=True)]))
-    print(json.dumps({"encoder": args.encoder, "steps": steps, **mean, "real": round(right, 4)}))
+    print(json.dumps({"encoder": args.encoder, "steps": steps, "seeds": args.seeds, **means, "real": round(right, 4)}))
     return 0
 
 

@@ -8,7 +8,8 @@ same network, conditions, optimizer and minutes on the mean square of the same d
 ensemble's mean, spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an
 ensemble. For one member the CRPS is the mean absolute error.
 
-Finished seeds are kept in --folder: a second call goes on. The last line is JSON.
+Finished seeds are kept in --folder, and runs save at every quarter: a second call goes on. Seeds may be made by processes of their own,
+with --seed-only 0, --seed-only 1 and so on; a call without it then says how all went. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from budget import SHARE, counted, fitting, used
+from filelock import FileLock
 from forecast_figure import figure
 from torch import Tensor, nn
 
@@ -45,7 +48,6 @@ from ddpm.training.feed import rows_of
 from ddpm.training.machine import choose
 from ddpm.training.recipes import recipe
 
-SHORT = (4, 16)  # steps of the two runs whose difference is the time of a step
 SAMPLER = {preset.name: preset.value for preset in PRESETS}["dpm++2m"]
 
 
@@ -98,23 +100,24 @@ def regress(config: TrainConfig, data: Dataset, seconds: float, autocast: torch.
 def settings(args: argparse.Namespace, seed: int, steps: int, out: Path) -> TrainConfig:
     """The recipe, of so many steps."""
     base = resolve(TrainConfig, [Layer("recipe forecast", recipe("forecast"))], FAMILIES)
-    quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps, "checkpoint_every": steps}
+    quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps}
+    quiet["checkpoint_every"] = -(-steps // 4)  # four in all, whatever the steps
     warm = replace(base.optimizer, warmup=min(base.optimizer.warmup, max(1, steps // 10)))
     return replace(
         base, data=replace(base.data, data=args.data), steps=steps, seed=seed, out=str(out), optimizer=warm, threads=args.threads, **quiet
     )
 
 
-def fitting(args: argparse.Namespace, data: Dataset, folder: Path) -> int:
-    """How many steps the CPU minutes hold, start and end of a run included."""
-    seconds: list[float] = []
-    for steps in SHORT:
-        began = time.process_time()
-        train(settings(args, 0, steps, folder / "timed"), data=data, quiet=True)
-        seconds.append(time.process_time() - began)
-        shutil.rmtree(folder / "timed")
-    step = (seconds[1] - seconds[0]) / (SHORT[1] - SHORT[0])
-    return max(10, int((60.0 * args.minutes - (seconds[0] - SHORT[0] * step)) / step))
+def steps_of(args: argparse.Namespace, data: Dataset) -> int:
+    """How many steps fit: measured by the first call in this folder, whatever other calls there are at the same time."""
+
+    def short(steps: int) -> None:
+        shutil.rmtree(args.folder / "timed", ignore_errors=True)  # of a call that was killed
+        train(settings(args, 0, steps, args.folder / "timed"), data=data, quiet=True)
+        shutil.rmtree(args.folder / "timed")
+
+    with FileLock(args.folder / "asked.lock"):
+        return begun(args) or begun(args, fitting(short, args.minutes))
 
 
 class Setting:
@@ -155,15 +158,18 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     """Train both, score; what the figure shows lies in the folder."""
     args, run = setting.args, folder / f"run-{seed}"
     config = settings(args, seed, steps, run)
-    began = time.process_time()
-    model = train(config, data=setting.data, quiet=True).denoiser
-    used = time.process_time() - began
+    clock = folder / f"seconds-{seed}.json"  # beside the run, which counts as its own what lies in it
+    with counted(clock):
+        finished = train(config, data=setting.data, quiet=True)
+    if finished.code:
+        sys.exit(finished.code)  # stopped; the same call goes on
+    model = finished.denoiser
     count = sum(p.numel() for p in model.parameters())
     autocast = choose("cpu", config.precision, args.threads, count).autocast
     began = time.process_time()
     drawn = setting.members(model, seed, autocast)
     sampling = time.process_time() - began
-    regression, made = regress(config, setting.data, 60.0 * args.minutes, autocast)
+    regression, made = regress(config, setting.data, SHARE * 60.0 * args.minutes, autocast)
     points = setting.points(regression, autocast)
     about, record, rows = setting.about, setting.record, setting.rows
     found = scores(record, about, rows, about.leads, drawn)
@@ -178,7 +184,7 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     case = len(rows) // 2
     np.savez(folder / f"seed-{seed}.npz", members=drawn[case], point=points[case], row=rows[case])
     said = {
-        "seed": seed, "steps": steps, "regression_steps": made, "cpu_minutes": round(used / 60, 2),
+        "seed": seed, "steps": steps, "regression_steps": made, "cpu_minutes": round(used(clock) / 60, 2),
         "sampling_minutes": round(sampling / 60, 2),
         "parameters": count, "starts": len(rows), "members": args.members, "scores": as_json(found), "spectrum": power,
     }  # fmt: skip
@@ -233,6 +239,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="fields: .nc, .zarr or .grib")
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of training for each model")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed-only", type=int, default=None, help="train and score this one alone, and say nothing of the others")
     parser.add_argument("--members", type=int, default=50)
     parser.add_argument("--calls", type=int, default=16, help="network calls for each member")
     parser.add_argument("--every", type=float, default=6.0, help="hours between two starts")
@@ -242,16 +249,16 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    setting, seeds, steps = Setting(args), list[dict[str, Any]](), begun(args)
-    for seed in range(args.seeds):
+    setting, seeds = Setting(args), list[dict[str, Any]]()
+    begun(args)
+    for seed in range(args.seeds) if args.seed_only is None else [args.seed_only]:
         place = args.folder / f"seed-{seed}.json"
         if place.is_file():
             seeds.append(json.loads(place.read_text(encoding="utf-8")))
-            continue
-        if not steps:
-            steps = fitting(args, setting.data, args.folder)
-            begun(args, steps)
-        seeds.append(job(setting, seed, steps, args.folder))
+        else:
+            seeds.append(job(setting, seed, steps_of(args, setting.data), args.folder))
+    if args.seed_only is not None:
+        return 0
     means = summary(seeds)
     print(f"\nmean of {len(seeds)} seeds, {seeds[0]['starts']} starts from {setting.about.held} on")
     for lead, systems in means.items():

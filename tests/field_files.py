@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import xarray  # pyright: ignore[reportMissingImports]  (of an extra)
 
 
@@ -33,4 +34,26 @@ def written(what: Any, path: Path) -> Path:
         what.to_zarr(path, zarr_format=2)
     else:
         what.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+def grib(what: Any, path: Path) -> Path:
+    """The dataset's t2m as GRIB 1, a message for each hour; skips the test where eccodes is not there."""
+    eccodes = pytest.importorskip("eccodes")
+    pytest.importorskip("cfgrib")
+    rows, columns = what.latitude.values, what.longitude.values
+    place = {
+        "Ni": len(columns), "Nj": len(rows), "latitudeOfFirstGridPointInDegrees": rows[0], "latitudeOfLastGridPointInDegrees": rows[-1],
+        "longitudeOfFirstGridPointInDegrees": columns[0], "longitudeOfLastGridPointInDegrees": columns[-1],
+        "iDirectionIncrementInDegrees": abs(columns[1] - columns[0]), "jDirectionIncrementInDegrees": abs(rows[1] - rows[0]),
+    }  # fmt: skip
+    with path.open("wb") as file:
+        for field, time in zip(what.t2m.values, what.time.dt.strftime("%Y%m%d %H00").values, strict=True):
+            message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib1")
+            date, hour = (int(part) for part in time.split())
+            for key, value in {**place, "dataDate": date, "dataTime": hour, "indicatorOfParameter": 167, "bitsPerValue": 24}.items():
+                eccodes.codes_set(message, key, value)
+            eccodes.codes_set_values(message, field.astype(float).ravel())
+            eccodes.codes_write(message, file)
+            eccodes.codes_release(message)
     return path

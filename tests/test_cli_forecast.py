@@ -53,6 +53,8 @@ def test_the_file_has_the_units_the_places_and_the_times(home: Path, capsys: pyt
     scores = json.loads(out.with_suffix(".scores.json").read_text())
     assert scores.keys() == {"1", "6"} and scores["6"].keys() == {"model", "persistence", "climatology"}
     assert len(scores["6"]["model"]["ranks"]) == 4 and scores["6"]["persistence"]["members"] == 1
+    assert forecast(home, "--score", "--out", str(home / "all.zarr")) == 2  # whose scores would lie where those of all.nc do
+    assert "all.scores.json is there already" in capsys.readouterr().err and not (home / "all.zarr").exists()
 
 
 def test_a_sample_depends_on_its_number_alone_and_zarr_holds_the_same(home: Path) -> None:

@@ -1,15 +1,24 @@
-"""Conditions from files and flags: tags, vectors by name."""
+"""Conditions from files and flags: tags, vectors by name, and how their numbers reach the network."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import ddpm
 from ddpm.cli.sample import vector_of
 from ddpm.data.labels import match, read_lines
-from ddpm.errors import ConfigError, DataError
+from ddpm.denoiser import Codec
+from ddpm.errors import CheckpointError, ConfigError, DataError
+from ddpm.networks.embeddings import Embedding
+from ddpm.training.build import described_vector, rebuild
+from small_runs import held, quietly, settings
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -64,3 +73,84 @@ def test_a_tag_and_a_column_of_one_name_are_refused() -> None:
     lines = read_lines(b'{"file_name": "a.png", "tags": ["weight", " red"], "weight": 2.5}\n', "metadata.jsonl")
     with pytest.raises(DataError, match="'weight' is a tag and a column"):
         match(lines, ["a.png"], ["a.png"], "metadata.jsonl", None)
+
+
+def measurements(count: int = 60) -> ddpm.Dataset:
+    """Samples with a year, a pressure, and a number that never changes."""
+    rng = np.random.default_rng(0)
+    vector = np.stack([rng.integers(2010, 2020, count), rng.normal(101325.0, 800.0, count), np.full(count, 0.1)], axis=1)
+    return ddpm.from_arrays(rng.normal(size=(count, 3)).astype(np.float32), {"vector": vector}, name="measurements", holdout=0.2)
+
+
+def test_mean_and_deviation_are_of_the_training_rows() -> None:
+    data = measurements()
+    numbers = data.cond["vector"][data.train_rows].astype(np.float64)
+    assert data.card.vector_mean == pytest.approx(numbers.mean(0)) and data.card.vector_std[:2] == pytest.approx(numbers.std(0)[:2])
+    codec = Codec.of_vector(data.card)
+    assert codec is not None and data.card.vector_std[2] == 0.0 and codec.scale[2] == 1.0
+    tagged = Codec.of_vector(replace(data.card, tags=("v1",)))
+    assert tagged is not None and (tagged.shift[1], tagged.scale[1]) == (0.0, 1.0) and tagged.shift[0] == codec.shift[0]
+    assert (
+        Codec.of_vector(replace(data.card, tags=data.card.vector)) is None
+        and ddpm.from_arrays(np.zeros((9, 2)) + np.arange(9)[:, None]).card.vector_mean == ()
+    )
+
+
+class Seen(torch.nn.Module):
+    """Remembers the vectors it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.vectors = torch.nn.Linear(3, 3), list[torch.Tensor]()
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor, cond: Any) -> torch.Tensor:
+        if "vector" in cond:
+            self.vectors.append(cond["vector"].detach().clone())
+        return self.layer(x)
+
+
+def test_the_network_sees_numbers_of_mean_0_and_deviation_1_and_samples_are_asked_for_in_their_units(tmp_path: Path) -> None:
+    data, network = measurements(), Seen()
+    config = settings(tmp_path / "run", network=None, batch=48, steps=1, cond_dropout=0.0)
+    quietly(config, data=data, network=network)
+    (shown,) = (vectors for vectors in network.vectors[:1])
+    torch.testing.assert_close(shown.mean(0), torch.zeros(3), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(shown.std(0, unbiased=False)[:2], torch.ones(2), atol=1e-3, rtol=0.0)
+    asked = Seen()
+    model = ddpm.load(tmp_path / "run", network=asked)
+    ddpm.sample(model, 2, steps=2, cond={"vector": torch.tensor([[2019.0, 101325.0, 0.1]] * 2)})
+    year = (2019.0 - data.card.vector_mean[0]) / data.card.vector_std[0]
+    assert asked.vectors and all(vectors[0, 0].item() == pytest.approx(year, rel=1e-4) for vectors in asked.vectors)
+
+
+def test_a_year_and_a_pressure_do_not_drown_the_noise_level(tmp_path: Path) -> None:
+    data = measurements()
+    model = quietly(settings(tmp_path / "run", cond_dropout=0.0), data=data).denoiser
+    embedding = next(part for part in model.network.modules() if isinstance(part, Embedding))
+    parts: list[torch.Tensor] = []
+    embedding.vector_out.register_forward_hook(lambda *call: parts.append(call[2].detach()))
+    rows = data.train_rows[:32]
+    x, cond = torch.zeros(32, 3), {"vector": torch.from_numpy(data.cond["vector"][rows])}
+    model(x, model.process.at(torch.tensor(0.5), like=x), cond)
+    assert 0.05 < parts[0].std(0).mean() < 2.0  # 9,000 of numbers as they are
+
+
+def test_models_of_before_see_numbers_as_they_are(tmp_path: Path) -> None:
+    data = measurements()
+    quietly(settings(tmp_path / "run"), data=data)
+    document = held(tmp_path / "run").document("config")
+    assert rebuild(document).vector_codec == Codec.of_vector(data.card)
+    older = {key: value for key, value in document.items() if key != "vector_codec"}
+    assert described_vector(older) is None and rebuild(older).vector_codec is None
+    with pytest.raises(CheckpointError, match=r"a codec of 3 and 3 entries for a vector of 2"):
+        rebuild({**document, "vector": ["v0", "v1"]})
+
+
+def test_a_resumed_run_and_one_that_starts_from_another_scale_as_it_did(tmp_path: Path) -> None:
+    quietly(settings(tmp_path / "run"), data=measurements())
+    before = ddpm.load(tmp_path / "run").vector_codec
+    other = measurements(90)
+    assert before is not None and before != Codec.of_vector(other.card)
+    resumed = quietly(settings(tmp_path / "run", steps=6, accept_data_change=True), data=other).denoiser
+    begun = quietly(settings(tmp_path / "new", init=str(tmp_path / "run")), data=other).denoiser
+    assert resumed.vector_codec == begun.vector_codec == before == ddpm.load(tmp_path / "new").vector_codec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ xarray = pytest.importorskip("xarray")
 pytest.importorskip("h5netcdf")
 pytest.importorskip("h5py")
 
+from ddpm.config import from_dict, to_dict  # noqa: E402
 from ddpm.data import DataSettings, open_data  # noqa: E402
 from ddpm.data import fields as reader  # noqa: E402
 from ddpm.data.field_files import check_output, sampled, write  # noqa: E402
@@ -21,7 +23,7 @@ from ddpm.data.forecast import circles, maps, vector_names  # noqa: E402
 from ddpm.data.settings import FieldSettings  # noqa: E402
 from ddpm.denoiser.fields import Fields  # noqa: E402
 from ddpm.errors import ConfigError, DataError, MissingLibraryError  # noqa: E402
-from field_files import dataset, written  # noqa: E402
+from field_files import dataset, grib, written  # noqa: E402
 
 
 def settings(path: Path, holdout: float = 0.3, **fields: Any) -> DataSettings:
@@ -63,6 +65,33 @@ def test_levels_are_channels_and_come_together_again(tmp_path: Path) -> None:
     assert about.names == ("t@850", "t@500") and data.card.shape == (2, 5, 6)
     back = sampled(about, np.asarray(data.samples[:2]), {})
     np.testing.assert_allclose(back.t.sel(level=500.0).values, made.values[:2, 1])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_vertical_axis_keeps_its_attributes_and_its_digits(tmp_path: Path, kind: type) -> None:
+    told = {"units": "Pa", "standard_name": "air_pressure", "long_name": "pressure", "positive": "down"}
+    heights = xarray.DataArray(np.array([5902.058, 85000.0], kind), dims="plev", attrs=told)
+    made = dataset().t2m.expand_dims(plev=heights, axis=1) + 0.0
+    made = made.assign_coords(plev=heights)
+    data = open_data(settings(written(made.to_dataset(name="t"), tmp_path / "x.nc")))
+    about = from_dict(Fields, json.loads(json.dumps(to_dict(described(data)))))  # as config.json keeps it
+    assert about == described(data) and about.names == ("t@5902.058", "t@85000")
+    with xarray.open_dataset(write(sampled(about, np.asarray(data.samples[:2]), {}), tmp_path / "y.nc"), engine="h5netcdf") as back:
+        assert back.plev.attrs == told and back.plev.values.astype(kind).tolist() == heights.values.tolist()
+
+
+def test_grib_is_read_and_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    made = dataset(hours=48)
+    path = grib(made, tmp_path / "x.grib")
+    record = read_record(path)
+    assert record.about.names == ("t2m",) and record.about.units == ("K",) and record.step == 3600 and len(record) == 48
+    np.testing.assert_allclose(record.values[:, 0], made.t2m.values, atol=1e-3)
+    np.testing.assert_array_equal(record.times, made.time.values)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.grib"]  # no index beside it
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * len(whole) // 3 + 20])
+    with pytest.raises(DataError, match=r"x\.grib: cannot be read as grib"):
+        read_record(path)
 
 
 @pytest.mark.parametrize("days", [0, 2])
@@ -122,11 +151,11 @@ def test_missing_entries_are_masked_and_come_back_missing(tmp_path: Path) -> Non
     assert mask.shape == (1, 1, 5, 6) and mask.sum() == 30 - 3 and described(alone).gaps
     assert np.asarray(alone.samples)[7, 0, 3, 3] == pytest.approx(described(alone).mean[0], rel=1e-6)
     data = open_data(settings(path, past=1, leads=(2.0,)))
-    row = int(np.flatnonzero(data.samples.windows.target == 7)[0])  # type: ignore[attr-defined]
+    row = int(np.flatnonzero(data.samples.windows.start == 7)[0])  # type: ignore[attr-defined]
     sample, cond = data.batch(np.array([row]))
     assert cond["mask"][0, 0, 3, 3] == 0 and cond["mask"].sum() == 30 - 3 and np.isfinite(sample).all()
     assert sample[0, 0, 0, 0] == pytest.approx(data.card.mean[0], rel=1e-5)
-    assert np.isfinite(cond["image"]).all() and cond["image"][0, -1].sum() == 30 - 2
+    assert np.isfinite(cond["image"]).all() and cond["image"][0, -1].sum() == 30 - 3
 
 
 def test_other_calendars_are_kept(tmp_path: Path) -> None:

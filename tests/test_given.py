@@ -157,6 +157,31 @@ def test_condition_images_of_ones_own(tmp_path: Path) -> None:
     assert main(["sample", str(out), "--n", "3", "--given", str(tmp_path / "bad.npy"), "--out", str(tmp_path / "t")]) == 3
 
 
+def test_held_out_pictures_come_with_their_own_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given of a sample says where it has entries; its mask says the same."""
+    draw = np.random.default_rng(0)
+    there = draw.random((40, 1, 8, 8)) < 0.7
+    image = there.astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=draw.normal(size=(40, 1, 8, 8)).astype(np.float32), image=image, mask=there.astype(np.uint8))
+    out, data = tmp_path / "run", ddpm.DataSettings(data=str(tmp_path / "d.npz"), holdout=0.4)
+    config = ddpm.TrainConfig(steps=1, batch=8, network=NET, data=data, out=str(out), preview=0, monitor=False, track=("none",), threads=1)
+    ddpm.train(config, quiet=True)
+    asked: list[dict[str, torch.Tensor]] = []
+
+    def drawn(self: Ready, first: int, size: int, seed: int, cond: dict[str, torch.Tensor], *_: object) -> torch.Tensor:
+        asked.append(cond)
+        return torch.zeros(size, 1, 8, 8)
+
+    monkeypatch.setattr(Ready, "draw", drawn)
+    assert main(["sample", str(out), "--n", "10", "--steps", "2", "--format", "npz", "--out", str(tmp_path / "s")]) == 0
+    (cond,) = asked
+    assert cond["mask"].dtype == torch.bool and len(torch.unique(cond["image"], dim=0)) == 3  # four of each
+    assert torch.equal(cond["mask"], cond["image"] != 0)
+    np.save(tmp_path / "c.npy", image[:2])
+    assert main(["sample", str(out), "--n", "4", "--given", str(tmp_path / "c.npy"), "--out", str(tmp_path / "t")]) == 0
+    assert asked[1]["mask"].shape == (4, 1, 8, 8)  # of held-out samples in turn
+
+
 def test_maps_of_labels_beside_pictures(tmp_path: Path, capsys) -> None:
     draw = np.random.default_rng(0)
     for folder in ("photos", "maps"):

@@ -16,7 +16,8 @@ import ddpm
 from ddpm.cli import main
 from ddpm.denoiser import Codec, Cond, Denoiser, Prediction
 from ddpm.process import At, Cosine, Process
-from ddpm.training.health.heed import heed
+from ddpm.training.health.heed import heed, pairs
+from ddpm.training.health.monitor import Monitor
 from ddpm.training.held_out import held_out_loss
 from ddpm.training.logbook import read_metrics
 from small_runs import settings
@@ -43,12 +44,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_fires_on_shuffled_labels_and_is_silent_on_the_right_ones(run: tuple[bool, Path, str]) -> None:
     shuffled, out, said = run
-    assert ("does not heed its conditions" in said) == shuffled
+    assert ("does not heed its class" in said) == shuffled
     last = [row for row in read_metrics(out) if "condition_gain" in row][-1]
+    assert last["condition_gain"] == last["condition_gain/class"]
     assert (abs(last["condition_gain"]) < 0.02) if shuffled else (last["condition_gain"] > 0.05)
     found = heed(ddpm.load(str(out)), clouds(shuffled), frozenset({"class"}), hidden=True)
     assert found is not None and found.heeds != shuffled
-    assert found.hidden is not None and (shuffled or found.own < found.hidden < found.other)
+    assert found.hidden is not None and (shuffled or found.own < found.hidden < found.all.other)
 
 
 def test_the_loss_of_the_own_condition_is_the_held_out_loss(run: tuple[bool, Path, str]) -> None:
@@ -67,34 +69,76 @@ def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ddpm.train(config, quiet=True)
     assert main(["inspect", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "another's" in shown and "class, 10: 0, 1, 2" in shown and "does not heed" in shown  # 4 steps teach nothing
+    assert (
+        "another's" in shown and "class, 10: 0, 1, 2" in shown and "WARNING: " in shown and "does not heed its class" in shown
+    )  # 4 steps teach nothing
     assert main(["inspect", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["condition"]["heeds"] is False and len(told["condition"]["bins"]) > 3
+    assert (
+        told["condition"]["keys"]["class"]["heeds"] is False and told["condition"]["keys"]["class"]["pairs"] == told["condition"]["pairs"]
+    )
+
+
+class Named(Denoiser):
+    """Knows each class's mean, and nothing else; a vector says nothing to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process, self.shape = Process(Cosine(clip=0.999)), (1,)
+        self.codec = Codec(shift=(0.0,), scale=(1.0,))
+
+    def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
+        assert cond is not None
+        x0 = torch.where(cond["class"] == 1, 2.0, -2.0)[:, None].to(x).expand_as(x)
+        return Prediction(x0, (x - at.alpha * x0) / at.sigma, None)
+
+    def residual(self, at: At) -> Tensor:
+        return torch.zeros_like(at.t)
+
+
+def two(which: np.ndarray, **cond: np.ndarray) -> ddpm.Dataset:
+    """Samples about -2 and 2, by class."""
+    x = (np.where(which[:, None], 2.0, -2.0) + np.random.default_rng(0).normal(0.0, 0.5, (len(which), 1))).astype(np.float32)
+    return ddpm.from_arrays(x, {"class": which, **cond}, name="two")
 
 
 def test_data_sorted_by_class_are_seen_evenly() -> None:
     """The first held-out samples of class folders are all of one class, whose conditions tell nothing from each other."""
-
-    class Named(Denoiser):
-        """Knows each class's mean, and nothing else."""
-
-        def forward(self, x: Tensor, at: At, cond: Cond = None) -> Prediction:
-            assert cond is not None
-            x0 = torch.where(cond["class"] == 1, 2.0, -2.0)[:, None].to(x).expand_as(x)
-            return Prediction(x0, (x - at.alpha * x0) / at.sigma, None)
-
-        def residual(self, at: At) -> Tensor:
-            return torch.zeros_like(at.t)
-
-    which = np.repeat([0, 1], 3000)
-    x = (np.where(which[:, None], 2.0, -2.0) + np.random.default_rng(0).normal(0.0, 0.5, (6000, 1))).astype(np.float32)
-    data = ddpm.from_arrays(x, {"class": which}, name="sorted")
-    model = Named()
-    model.process, model.shape = Process(Cosine(clip=0.999)), (1,)
-    model.codec = Codec(shift=(0.0,), scale=(1.0,))
+    data = two(np.repeat([0, 1], 3000))
     assert len(set(data.cond["class"][data.held_rows[:256]])) == 1
-    found = heed(model, data, frozenset({"class"}))
+    found = heed(Named(), data, frozenset({"class"}))
     assert found is not None and found.heeds
-    alike = ddpm.from_arrays(x, {"class": np.zeros(6000, dtype=int)}, name="alike")
-    assert heed(model, alike, frozenset({"class"})) is None  # nothing to tell apart
+    alike = ddpm.from_arrays(np.asarray(data.samples), {"class": np.zeros(6000, dtype=int)}, name="alike")
+    assert heed(Named(), alike, frozenset({"class"})) is None  # nothing to tell apart
+
+
+def test_a_condition_that_is_heeded_does_not_hide_one_that_is_ignored() -> None:
+    which = np.arange(2000) % 2
+    data = two(which, vector=np.random.default_rng(1).normal(size=(2000, 2)))
+    found = heed(Named(), data, frozenset({"class", "vector"}))
+    assert found is not None and found.all.heeds and found.keys["class"].heeds
+    assert found.ignored == ["vector"] and found.keys["vector"].gain == 0.0 and not found.heeds
+    assert found.logged()["condition_gain/vector"] == 0.0 < found.logged()["condition_gain/class"]
+    monitor = Monitor(settled=0)
+    (line,) = monitor.heeded(3, found)
+    assert "step 3: " in line and "does not heed its vector" in line and monitor.heeded(4, found) == []
+
+
+def test_partners_differ_where_they_can_and_few_pairs_accuse_nobody() -> None:
+    first, second = pairs([np.repeat([0, 1, 2], [10, 7, 3])])
+    assert sorted(first) == sorted(second) == list(range(20))  # no class has more than half: each has a partner of another class
+    told = np.repeat([0, 1], [95, 5])
+    first, second = pairs([told])
+    assert len(first) == 10 and (told[first] != told[second]).all()
+    both = pairs([told, np.arange(100)])  # one of two conditions is enough
+    assert len(both[0]) == 100
+    rare = two(np.arange(2000) % 100 // 99)  # 1 in 100
+    found = heed(Named(), rare, frozenset({"class"}))
+    assert found is not None and not found.keys["class"].enough and found.ignored == []
+    assert found.words("class").startswith("too few rows differ in class") and Monitor(settled=0).heeded(3, found) == []
+    assert found.own < found.all.other  # measured on the pairs that differ alone
+    some = two(np.arange(2000) % 8 // 7)  # 1 in 8: more than 20 pairs, and most of the samples in none
+    found = heed(Named(), some, frozenset({"class"}))
+    assert found is not None and 40 < found.all.pairs < 60 and found.heeds
+    assert found.all.share > 0.9  # not diluted by those that are told the same

@@ -151,6 +151,18 @@ def test_tokens_are_those_of_the_captions_and_made_once(tmp_path: Path, monkeypa
     assert len(np.load(files / "000000.npy")) == sum(map(len, made))  # equal captions once
 
 
+def test_tokens_in_many_files_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = captioned()
+    about = encoder_of(data, TextSettings(encoder="words", size=16))
+    whole = with_tokens(data, about, cache=tmp_path / "one").cond["tokens"][np.arange(40)]
+    monkeypatch.setattr("ddpm.training.tokens.SHARD", 2)  # of four different captions
+    parts = with_tokens(data, about, cache=tmp_path / "many").cond["tokens"]
+    (files,) = (tmp_path / "many" / "tokens").iterdir()
+    assert len(list(files.glob("??????.npy"))) == 2 and parts.shape == whole.shape
+    rows = np.random.default_rng(0).permutation(len(whole))
+    assert np.array_equal(parts[rows], whole[rows]) and np.array_equal(parts[2], whole[2]) and whole[2].any()
+
+
 def test_what_the_encoder_cannot_tell_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.random.default_rng(0).integers(0, 17, (40, 1, 8, 8)).astype(np.uint8)
     texts = ["a one", "a two two two", ""] * 13 + ["an odd one"]

@@ -68,10 +68,15 @@ def _usual(run: str, seed: int) -> Path:
     home = folder.resolve().parent if (folder / "manifest.json").is_file() else folder
     first, number = home / "forecasts" / f"seed-{seed}.nc", 1
     path = first
-    while path.exists():
+    while path.exists() or _scores(path).exists():
         number += 1
         path = first.with_stem(f"{first.stem}-{number}")
     return path
+
+
+def _scores(out: Path) -> Path:
+    """Where the scores of a forecast are written: beside it."""
+    return out.with_suffix(".scores.json")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(f"--data: got {config.data}; give a .nc, .zarr or .grib file that is there")
     out = Path(config.out) if config.out else _usual(args.run_folder, config.seed)
     check_output(out)
+    if config.score and _scores(out).exists():
+        raise ConfigError(f"--out: {_scores(out)} is there already, where the scores would be written; name another file")
     drawing = ready(args.run_folder, config.how, typed)
     about, device = described(drawing.document, args.run_folder), drawing.machine.device
     record = fits(read_record(path, list(dict.fromkeys(about.variables))), about, path.name)
@@ -106,7 +113,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if config.score:
         found = scores(record, about, rows, leads, drawn)
         print(table(found, ", ".join(dict.fromkeys(unit for unit in about.units if unit))))
-        written.append(out.with_suffix(".scores.json"))
+        written.append(_scores(out))
         write_text(written[-1], json.dumps(as_json(found), indent=1) + "\n")
     for place in written:
         print(f"  {shlex.quote(str(place))}")

@@ -23,15 +23,19 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
 class Dealt(NamedTuple):
-    """The condition images (M, Ci, *axes), which of them each of the n samples is drawn from (n,), and the class of each image."""
+    """The condition images (M, Ci, *axes), which of them each of the n samples is drawn from (n,), and of held-out ones the class of each
+    and where its sample has entries (M, 1 or C, *axes), where the data say so.
+    """
 
     images: torch.Tensor
     which: torch.Tensor
-    classes: torch.Tensor | None
+    classes: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
     def cond(self, cond: Mapping[str, torch.Tensor] | None, named: bool) -> dict[str, torch.Tensor]:
-        """The conditions of the n samples; of a class that was not named, the picture's own."""
+        """The conditions of the n samples: the picture's own mask, and of a class that was not named, its own."""
         own = {} if self.classes is None or named else {"class": self.classes[self.which]}
+        own |= {} if self.masks is None else {"mask": self.masks[self.which]}
         return {**(cond or {}), **own, "image": self.images[self.which]}
 
     def shown(self, model: NetworkDenoiser) -> NDArray[Any] | None:
@@ -71,15 +75,12 @@ class Givens:
             if self.source is not None:
                 raise ConfigError("--given: this model was trained without a condition image; vary a picture with --from")
             return None
-        classes = None
-        if self.source in (None, HELD_OUT):
-            images, classes = held_out(-(-n // EACH), model, channels, run)
+        if self.source is None or self.source == HELD_OUT:
+            images, classes, there = held_out(-(-n // EACH), model, channels, run)
         else:
-            assert self.source is not None
-            images = torch.cat([image_of(text, model, channels, run) for text in listed(self.source)])
+            images, classes, there = torch.cat([image_of(text, model, channels, run) for text in listed(self.source)]), None, None
         count = min(len(images), n)
-        which = torch.arange(n) * count // n
-        return Dealt(images[:count], which, classes)
+        return Dealt(images[:count], torch.arange(n) * count // n, classes, there)
 
 
 def listed(source: str) -> list[str]:
@@ -95,13 +96,14 @@ def listed(source: str) -> list[str]:
     return [str(folder / name) for name in found]
 
 
-def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The condition images of at most `count` samples held out of the run's training, evenly among them, and their classes."""
+def held_out(count: int, model: NetworkDenoiser, channels: int, run: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The condition images of at most `count` samples held out of the run's training, evenly among them, their classes and masks."""
     import torch
 
     what = f"this model needs a condition image of {channels} channels beside each sample: name what samples are drawn from"
     cond = conditions_of(count, model, run, f"{what}, --given PICTURE or FILE.npy")
-    return torch.from_numpy(cond["image"]).float(), torch.from_numpy(cond["class"]) if "class" in cond else None
+    classes, there = (torch.from_numpy(cond[key]) if key in cond else None for key in ("class", "mask"))
+    return torch.from_numpy(cond["image"]).float(), classes, None if there is None else there != 0
 
 
 def masks(n: int, model: NetworkDenoiser, run: str) -> torch.Tensor:

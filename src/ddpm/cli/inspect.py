@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddpm.training.health.heed import Heed
 
 HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read; or of a run, what its model
-is and whether it heeds its conditions.
+is and whether it heeds each of its conditions.
 
   ddpm inspect photos/              a folder; also .zip, .tar(.gz/.xz), .npy, .npz, .safetensors, digits, hf:NAME
   ddpm inspect photos/ --size 64 --crop centre
@@ -79,19 +79,23 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
         found = heed(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
     about = facts(run, saved.step, model, document)
     if as_json:
-        print(json.dumps({**about, "condition": None if found is None else {**found._asdict(), "heeds": found.heeds}}, indent=1))
+        print(json.dumps({**about, "condition": None if found is None else _numbers(found)}, indent=1))
         return 0
     width = max(map(len, about))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in about.items()))
     if found is not None:
         print(f"\nheld-out |eps - eps_hat|^2 per entry, with the own condition, with it hidden, with another sample's\n{table(found)}")
-        spread = found.error / found.other
-        print(
-            f"heeds its conditions: they save {found.share:.2%} +- {spread:.2%} of the loss" if found.heeds else f"WARNING: {found.advice}"
-        )
+        for key in found.keys:
+            print(f"{'WARNING: ' * (key in found.ignored)}{found.words(key)}")
     elif model.conditions:
         print("\nwhat its conditions are worth was not measured: nothing is held out, or it is a student, which predicts no mean")
     return 0
+
+
+def _numbers(found: Heed) -> dict[str, Any]:
+    """What conditions are worth, for JSON: all together, and under "keys" each by itself."""
+    keys = {key: {**one._asdict(), "heeds": one.heeds} for key, one in found.keys.items()}
+    return {"own": found.own, "hidden": found.hidden, **found.all._asdict(), "heeds": found.heeds, "bins": found.bins, "keys": keys}
 
 
 def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str, str]:
@@ -122,7 +126,7 @@ def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str
 def table(found: Heed) -> str:
     """The losses by log-SNR bin and altogether."""
     rows: list[tuple[str, ...]] = [LEVELS]
-    for name, (own, hidden, other) in [*found.bins.items(), ("all", (found.own, found.hidden, found.other))]:
+    for name, (own, hidden, other) in [*found.bins.items(), ("all", (found.own, found.hidden, found.all.other))]:
         share = 1.0 - own / other if other else 0.0
         rows.append((name, f"{own:.4f}", "-" if hidden is None else f"{hidden:.4f}", f"{other:.4f}", f"{share:+.2%}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(LEVELS))]

@@ -186,7 +186,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond
     if (texts or dealt) and cond and "class" in cond and config.classes is None and (dealt is None or dealt.classes is None):
         cond["class"] = torch.arange(config.n) % len(drawing.names)  # prompts and pictures are dealt in blocks: classes go round in each
-    if document["cond"].get("mask"):
+    if document["cond"].get("mask") and not (cond and "mask" in cond):
         cond = {**(cond or {}), "mask": masks(config.n, model, args.run_folder)}
     cond = {key: value.to(drawing.machine.device) for key, value in cond.items()} if cond else None
     home = Path(args.run_folder).resolve().parent if (Path(args.run_folder) / "manifest.json").is_file() else Path(args.run_folder)

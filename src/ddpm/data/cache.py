@@ -34,7 +34,7 @@ from ddpm.data.store import PictureDecoder
 from ddpm.denoiser.card import Card
 from ddpm.errors import DDPMError
 
-_HEAD = b"ddpm data index 2\n"
+_HEAD = b"ddpm data index 3\n"
 
 
 @dataclass(frozen=True)

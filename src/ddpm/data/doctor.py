@@ -41,12 +41,13 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         DataError: samples or conditions hold NaN or infinity, or class ids outside the named classes.
     """
     samples = found.samples
-    check_conditions(found)
+    _check_conditions(found)
     mask = found.cond.get("mask")
     moments, digests = _read_all(samples, train, mask)
     chosen = normalise if normalise != "auto" else ("range" if found.kind == "image" or samples.dtype.kind in "ui" else "standard")
     labels = found.cond.get("class")
     image = found.cond.get("image")
+    numbers = _vector_moments(found.cond.get("vector"), train)
     card = Card(
         name=found.name,
         kind=found.kind,
@@ -62,6 +63,8 @@ def examine(found: Found, train: Rows, held: Rows, normalise: Literal["auto", "r
         class_counts=() if labels is None else tuple(int(n) for n in np.bincount(labels, minlength=len(found.classes))),
         vector=found.vector,
         tags=found.tags,
+        vector_mean=_floats(numbers.mean),
+        vector_std=_floats(numbers.std),
         image_channels=0 if image is None else int(image.shape[1]),
         mask_channels=0 if mask is None else int(mask.shape[1]),
         captions=0 if found.texts is None else len(found.texts) - blank(found.texts),
@@ -93,13 +96,18 @@ def sigma_data(moments: Moments, bins: tuple[float, float] | None, normalise: st
     return math.sqrt(float(np.mean((moments.std**2 + (moments.mean - shift) ** 2) / scale**2)))
 
 
-def check_conditions(found: Found) -> None:
-    """Raises DataError where the conditions do not belong to the samples: other length, NaN, class ids out of range."""
+def check_lengths(found: Found) -> None:
+    """Raises DataError where there are not as many captions, or entries of a condition, as samples."""
     if found.texts is not None and len(found.texts) != len(found.samples):
         raise DataError(f"{found.name}: {len(found.samples)} samples but {len(found.texts)} captions")
     for key, values in found.cond.items():
         if len(values) != len(found.samples):
             raise DataError(f"{found.name}: {len(found.samples)} samples but {len(values)} entries of the condition {key!r}")
+
+
+def _check_conditions(found: Found) -> None:
+    """Raises DataError where conditions hold NaN, or class ids out of range."""
+    for key, values in found.cond.items():
         if values.dtype.kind == "f":
             for start, chunk in _chunks(values):
                 _refuse_not_finite(chunk, start, f"{found.name}: condition {key!r}")
@@ -129,6 +137,16 @@ def _read_all(samples: Samples, train: Rows, mask: NDArray[Any] | None = None) -
             data = row.data if whole is None else whole(start + i)
             digests[start + i] = np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8)
     return running.moments(), digests.view(f"V{_DIGEST_BYTES}").reshape(-1)
+
+
+def _vector_moments(vectors: NDArray[Any] | None, train: Rows) -> Moments:
+    """Moments of each entry of the vectors (N, V) over the training rows; of none: empty ones."""
+    if vectors is None:
+        return _Running(0).moments()
+    running, size = _Running(vectors.shape[1]), max(1, _CHUNK_BYTES // max(8 * vectors.shape[1], 1))
+    for start in range(0, len(train), size):
+        running.add(np.asarray(vectors[train[start : start + size]]))
+    return running.moments()
 
 
 class _Running:

@@ -73,7 +73,8 @@ def _dataset(about: Fields, front: tuple[str, ...], coordinates: dict[str, Any],
         some, dims = values[..., channels, :, :], (*front, about.rows.name, about.columns.name)
         if about.levels[channels[0]]:
             dims = (*front, about.level, about.rows.name, about.columns.name)
-            coordinates[about.level] = (about.level, np.asarray([float(about.levels[k]) for k in channels]))
+            levels = np.asarray([float(about.levels[k]) for k in channels])
+            coordinates[about.level] = (about.level, levels, _attributes(about.vertical) if about.vertical else {})
         else:
             some = some[..., 0, :, :]
         variables[name] = (dims, some, attributes)
@@ -81,7 +82,7 @@ def _dataset(about: Fields, front: tuple[str, ...], coordinates: dict[str, Any],
 
 
 def _attributes(axis: Axis) -> dict[str, str]:
-    told = {"units": axis.units, "standard_name": axis.standard_name, "long_name": axis.long_name}
+    told = {"units": axis.units, "standard_name": axis.standard_name, "long_name": axis.long_name, "positive": axis.positive}
     return {key: value for key, value in told.items() if value}
 
 

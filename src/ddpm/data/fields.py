@@ -181,11 +181,19 @@ def _open(path: Path) -> Any:
     if name == ".nc" and _begins(path, b"CDF"):
         library = options["engine"] = "scipy"  # the older format, NetCDF 3
     if library == "cfgrib":
-        options["backend_kwargs"] = {"indexpath": ""}  # no index is left beside the data
+        # no index is left beside the data; and a file that was cut is refused, not read as a shorter one
+        options["backend_kwargs"] = {"indexpath": "", "errors": "raise"}
     xarray = needed("xarray", path)
     needed(library, path)
     try:
-        return xarray.open_dataset(path, **options)
+        try:
+            return xarray.open_dataset(path, **options)
+        except Exception as error:
+            if type(error).__name__ != "DatasetBuildError":
+                raise
+            # cfgrib's, once all messages are read: variables at different heights, say; as ever, it says so and leaves some out
+            options["backend_kwargs"]["errors"] = "warn"
+            return xarray.open_dataset(path, **options)
     except Exception as error:  # whatever its library trips on: a file may hold anything
         for further in ("cftime", "h5py", "eccodes"):  # of other calendars, and what h5netcdf and cfgrib stand on
             if further in str(error) and importlib.util.find_spec(further) is None:
@@ -257,7 +265,8 @@ def _channels(array: Any, time: str, path: Path) -> tuple[NDArray[Any], list[str
     if not inner:
         return array.transpose(time, *array.dims[-2:]).values[:, None], [""]
     said = array[inner[0]].values if inner[0] in array.coords else np.arange(array.sizes[inner[0]])
-    return array.transpose(time, inner[0], *array.dims[-2:]).values, [f"{float(level):g}" for level in said]
+    # all digits of its own type: 5902.058, whether float32 or float64
+    return array.transpose(time, inner[0], *array.dims[-2:]).values, [np.format_float_positional(level, trim="-") for level in said]
 
 
 def _is_vertical(array: Any, dim: str) -> bool:
@@ -281,6 +290,7 @@ def _about(dataset: Any, chosen: Sequence[str], levels: Sequence[Sequence[str]],
         names=tuple(f"{name}@{level}" if level else name for name, level in pairs), variables=tuple(name for name, _ in pairs),
         levels=tuple(level for _, level in pairs), units=told("units"), standard_names=told("standard_name"), long_names=told("long_name"),
         rows=_axis(dataset, rows), columns=_axis(dataset, columns), time=time, level=vertical[0] if vertical else "",
+        vertical=_axis(dataset, vertical[0]) if vertical else None,
     )  # fmt: skip
 
 
@@ -290,7 +300,7 @@ def _axis(dataset: Any, dim: str) -> Axis:
     values = dataset[dim].values if dim in dataset.coords else np.arange(size)
     values = values if values.ndim == 1 and values.dtype.kind in "iuf" else np.arange(size)
     attributes = dataset[dim].attrs if dim in dataset.coords else {}
-    told = {key: str(attributes.get(key, "")) for key in ("units", "standard_name", "long_name")}
+    told = {key: str(attributes.get(key, "")) for key in ("units", "standard_name", "long_name", "positive")}
     return Axis(name=dim, values=tuple(float(value) for value in values), **told)
 
 

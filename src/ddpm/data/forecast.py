@@ -2,7 +2,8 @@
 
 A sample is its departure from what is expected, over the root mean square of such departures at that lead, so that all leads weigh alike.
 Expected is x(start) + the mean over days j of x(start + lead - 24 h j) - x(start - 24 h j); without days, x(start). The conditions are past
-fields and maps of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time.
+fields and maps of the place ("image"), and the lead and the hour of the day ("vector"). No window reaches over a gap in time. Where entries
+are missing the condition "mask" says which are expected; nothing that a forecast is told depends on what comes after its start.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from ddpm.errors import DataError
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
-_SEASON = 300  # days of a record from which the day of the year is told: of a shorter one it would only say how late it is
 _YEARS = {"360_day": 360.0, "noleap": 365.0, "365_day": 365.0, "all_leap": 366.0, "366_day": 366.0}
 
 
@@ -55,7 +55,7 @@ class Windows:
             raise DataError(
                 f"{name}: leads {', '.join(wrong)} h: no multiple of the step of its fields, {step / HOUR:g} h; choose such leads"
             )
-        start = np.flatnonzero(whole(record, past, step, days, leads))
+        start = np.flatnonzero((given_rows(record, past, step, days, leads) >= 0).all(axis=0))
         targets = np.stack([record.row(record.seconds[start] + round(lead * HOUR)) for lead in leads], axis=1)
         place, self.lead = np.nonzero(targets >= 0)
         self.start, self.target = start[place], targets[place, self.lead]
@@ -63,14 +63,18 @@ class Windows:
             longest = leads[-1] + back(past, step, days) / HOUR
             raise DataError(f"{name}: no stretch of fields {step / HOUR:g} h apart without a gap is as long as {longest:g} h; ask for less")
 
+    def keep(self, chosen: NDArray[np.bool_]) -> None:
+        """Only the chosen ones (N,)."""
+        self.start, self.target, self.lead = self.start[chosen], self.target[chosen], self.lead[chosen]
 
-def whole(record: Record, past: int, step: int, days: int, leads: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Whether each row (T,) has the fields before it that a forecast is given: so many, `step` seconds apart, and those of the days before
-    at the same hour and at the leads from it.
+
+def given_rows(record: Record, past: int, step: int, days: int, leads: tuple[float, ...]) -> Rows:
+    """The rows (n, T) of the fields that a forecast from each row (T,) is given, -1 where there is none: of so many, `step` seconds apart,
+    and of those of the days before at the same hour and at the leads from it.
     """
     shifts = [-k * step for k in range(past)]
     shifts += [round(lead * HOUR) - DAY * day for day in range(1, days + 1) for lead in (0.0, *leads)]
-    return np.all([record.row(record.seconds + shift) >= 0 for shift in shifts], axis=0)
+    return np.stack([record.row(record.seconds + shift) for shift in shifts])
 
 
 def back(past: int, step: int, days: int) -> int:
@@ -170,24 +174,33 @@ def circles(about: Fields) -> bool:
 
 
 class Departures(Lazy):
-    """(x(target) - expected) / scale of the lead, zero where either is missing; `there`: 1 where neither is, else 0."""
+    """(x(target) - expected) / scale of the lead, zero where it is missing."""
 
-    def __init__(self, given: Context, windows: Windows, there: bool = False) -> None:
+    def __init__(self, given: Context, windows: Windows) -> None:
         super().__init__(len(windows.start), given.record.values.shape[1:])
-        self.given, self.windows, self.there = given, windows, there
+        self.given, self.windows = given, windows
         self.leads = np.asarray(given.about.leads)[windows.lead]
+
+    def expected(self, index: Rows) -> Array:
+        """(n, C, H, W), see `Context`."""
+        return self.given.expected(self.windows.start[index], self.leads[index])
 
     def raw(self, index: Rows) -> Array:
         """(n, C, H, W) in the fields' units, NaN where an entry is missing."""
-        return self.given.record.values[self.windows.target[index]] - self.given.expected(self.windows.start[index], self.leads[index])
+        return self.given.record.values[self.windows.target[index]] - self.expected(index)
 
     def of(self, index: Rows) -> Array:
         """(n, C, H, W)."""
-        raw = self.raw(index)
-        if self.there:
-            return (~np.isnan(raw)).astype(np.float32)
         scales = np.asarray([self.given.about.scale(lead) for lead in self.leads[index]], np.float32)
-        return np.nan_to_num(raw / scales[:, :, None, None])
+        return np.nan_to_num(self.raw(index) / scales[:, :, None, None])
+
+
+class Expected(Departures):
+    """Which entries are expected of each window: 1, or 0 where none is. Of what comes nothing is looked at."""
+
+    def of(self, index: Rows) -> Array:
+        """(n, C, H, W)."""
+        return (~np.isnan(self.expected(index))).astype(np.float32)
 
 
 class Images(Lazy):
@@ -216,24 +229,28 @@ def windows(record: Record, settings: DataSettings, name: str) -> Found:
     before = back(past, record.step, 0)
     lasts = before + round(leads[-1] * HOUR)
     cut = boundary(record, settings.holdout, name)
-    early, late = record.seconds[found.start] - before, record.seconds[found.target]
     gap = lasts if settings.holdout else 0
-    keep = (late < cut - gap) | (early >= cut)
-    for part in ("start", "target", "lead"):
-        setattr(found, part, getattr(found, part)[keep])
-    held = early[keep] >= cut
-    if held.all() or (settings.holdout and not held.any()):
-        side = "to train on" if held.all() else "held out"
-        raise DataError(f"{name}: no window of {lasts / HOUR:g} h is {side}; give a longer record, shorter leads, or another --holdout")
+    early, late = record.seconds[found.start] - before, record.seconds[found.target]
+    found.keep((late < cut - gap) | (early >= cut))
+    _check_parts(found, record, cut, settings.holdout, f"{name}: no window of {lasts / HOUR:g} h", "give a longer record, shorter leads")
     train = np.flatnonzero(record.seconds < cut - gap)
     about = with_statistics(record, train, np.flatnonzero(record.seconds >= cut))
-    season = float(record.seconds[-1]) / 86_400 >= _SEASON
+    year = int(_YEARS.get(about.calendar, 365.2425))
+    season = bool(record.seconds[train[-1]] - record.seconds[train[0]] + record.step >= year * DAY)
     about = replace(about, past=past, leads=leads, days=days, season=season)
+    notices = record.notices
+    if about.gaps and (lost := _without_holes(Departures(Context(record, about), found))):
+        notices += (f"{lost} windows are left out: what comes lacks entries that are expected, and no forecast can know which",)
+        _check_parts(
+            found, record, cut, settings.holdout, f"{name}: no window whose last field has every entry that is expected of it",
+            "fill what is missing now and then, or leave the variable out with --variables",
+        )  # fmt: skip
+    held = record.seconds[found.start] >= cut
     about = replace(about, scales=_scales(Departures(Context(record, about), found), ~held))
     given = Context(record, about)
     cond: dict[str, Any] = {"image": Images(given, found), "vector": given.vector(found.start, np.asarray(leads)[found.lead])}
     if about.gaps:
-        cond["mask"] = Departures(given, found, there=True)
+        cond["mask"] = Expected(given, found)
     return Found(
         name=name,
         kind="array",
@@ -241,9 +258,32 @@ def windows(record: Record, settings: DataSettings, name: str) -> Found:
         cond=cond,
         vector=vector_names(about),
         held=np.flatnonzero(held),
-        notices=record.notices,
+        notices=notices,
         fields=about,
     )
+
+
+def _check_parts(found: Windows, record: Record, cut: int, share: float, what: str, advice: str) -> None:
+    """DataError where no window is left to train on, or none is held out though a share is asked for."""
+    held = record.seconds[found.start] >= cut
+    if held.all() or (share and not held.any()):
+        raise DataError(f"{what} is {'to train on' if held.all() else 'held out'}; {advice}, or another --holdout")
+
+
+def _without_holes(departures: Departures) -> int:
+    """Leave out the windows whose last field lacks an entry that is expected; how many these are.
+
+    The mask is told to the network, and says which entries a loss counts: where it followed what came, it would tell of it.
+    """
+    found, values = departures.windows, departures.given.record.values
+    missing = np.isnan(values)
+    if (missing == missing[0]).all():
+        return 0  # the same places at all times
+    good = np.ones(len(found.start), dtype=bool)
+    for part in np.array_split(np.arange(len(good)), -(-len(good) // 64)):
+        good[part] = (np.isnan(departures.expected(part)) | ~missing[found.target[part]]).all(axis=(1, 2, 3))
+    found.keep(good)
+    return int((~good).sum())
 
 
 def _scales(departures: Departures, train: NDArray[np.bool_]) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ddpm.data.arrays import SUFFIXES, found_arrays, read_arrays
 from ddpm.data.beside import with_beside
 from ddpm.data.dataset import Dataset
-from ddpm.data.doctor import check_conditions, examine
+from ddpm.data.doctor import check_lengths, examine
 from ddpm.data.fields import is_fields, read_fields, refuse_field_settings
 from ddpm.data.found import Found
 from ddpm.data.settings import DataSettings, Layout, Normalise
@@ -94,7 +94,7 @@ def finish(found: Found, settings: DataSettings) -> Dataset:
     found = _set_classes(found, settings)
     if settings.flip and len(found.samples.shape) < 4:
         raise ConfigError(f"flip: set, but samples of {found.name} have shape {tuple(found.samples.shape[1:])}; only pictures are mirrored")
-    check_conditions(found)
+    check_lengths(found)
     count = len(found.samples)
     if found.held is None:
         train, held = split(count, settings.holdout, found.cond.get("class"))

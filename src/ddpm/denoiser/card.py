@@ -32,6 +32,8 @@ class Card:
     class_counts: tuple[int, ...] = ()
     vector: tuple[str, ...] = ()  # names of the entries of the vector condition
     tags: tuple[str, ...] = ()  # those of them that are tags: 1 where a sample has it, else 0
+    vector_mean: tuple[float, ...] = ()  # of each entry; empty where there is no vector, and of runs of before it was measured
+    vector_std: tuple[float, ...] = ()
     image_channels: int = 0  # channels of the image/field condition that is concatenated to the input
     mask_channels: int = 0  # of the mask that says which entries are there: 0: all of all samples; 1: the same for all channels; else each
     captions: int = 0  # samples that have one

@@ -41,6 +41,19 @@ class Codec:
             scale = tuple((high - low) / 2 or 1.0 for low, high in ends)
         return cls(shift=shift, scale=scale, dtype=card.dtype, bins=card.bins, low=card.low, high=card.high)
 
+    @classmethod
+    def of_vector(cls, card: Card) -> Codec | None:
+        """Of the vector condition: each number to mean 0 and deviation 1, so that years and pascals drown neither each other nor the noise
+        level; tags stay 0 and 1. None where there is no number, or the card does not know their mean.
+        """
+        if not card.vector_mean or set(card.vector) <= set(card.tags):
+            return None
+        rows = list(zip(card.vector, card.vector_mean, card.vector_std, strict=True))
+        return cls(
+            shift=tuple(0.0 if name in card.tags else mean for name, mean, _ in rows),
+            scale=tuple(1.0 if name in card.tags or not std else std for name, _, std in rows),
+        )
+
     @property
     def discrete(self) -> bool:
         """Whether what is diffused are levels, such as those of 8-bit pictures: then predictions are kept within them, and x0 has a

@@ -148,7 +148,8 @@ class NetworkDenoiser(Denoiser):
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
     cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first. given: what cond["image"] is made of, where it is
-    made of the sample. text: the encoder that made cond["tokens"].
+    made of the sample. text: the encoder that made cond["tokens"]. vector_codec: what brings cond["vector"], in the data's units, to mean 0
+    and deviation 1 before the network sees it; None: nothing.
 
     cond["mask"] (B, 1 or C, *axes), where given, is true where an entry is there. The others are 0 in the space diffused in, and known to
     be: the network sees zeros there, the prediction is x0 = 0 and eps = x/sigma, so that no loss counts them and every sampler ends at 0.
@@ -177,6 +178,7 @@ class NetworkDenoiser(Denoiser):
         base: Base | None = None,
         given: Given | None = None,
         text: EncoderSettings | None = None,
+        vector_codec: Codec | None = None,
     ) -> None:
         super().__init__()
         reason = legal(process.schedule, parameterization)
@@ -191,7 +193,7 @@ class NetworkDenoiser(Denoiser):
         self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
         self.given = given
-        self.text = text
+        self.text, self.vector_codec = text, vector_codec
         if student is not None:
             self.meaning, self.times = student.meaning, student.times
         slack = 1e-6  # a plan's instants are recomputed from the grid
@@ -202,16 +204,7 @@ class NetworkDenoiser(Denoiser):
         """One network call; the change of basis in x's precision."""
         c_in = self.parameterization.scale(at)
         c_noise = self.clock(at).reshape(-1).expand(len(x))
-        if self.conditions and not asked(cond):
-            cond = {**(cond or {}), "null": torch.ones(len(x), dtype=torch.bool, device=x.device)}
-        if self.self_condition and not (cond and "x0" in cond):
-            cond = {**(cond or {}), "x0": torch.zeros_like(x)}
-        if self.augmented and not (cond and "augment" in cond):
-            cond = {**(cond or {}), "augment": x.new_zeros(len(x), self.augmented)}
-        if self.guided and not (cond and "guidance" in cond):
-            cond = {**(cond or {}), "guidance": x.new_ones(len(x))}
-        if self.base is not None and not (cond and "low" in cond):
-            raise ConfigError('cond["low"]: this model enlarges smaller samples and was given none; ddpm.sample draws them itself')
+        cond = self._told(x, cond)
         # the process may run in float64, the network keeps its own precision
         own = next(iter((*self.network.parameters(), *self.network.buffers())), x).dtype
         there = None if not cond or "mask" not in cond else cond["mask"].to(torch.bool)
@@ -225,6 +218,23 @@ class NetworkDenoiser(Denoiser):
         if there is None:
             return said
         return said._replace(x0=said.x0 * there, eps=torch.where(there, said.eps, x / at.sigma))
+
+    def _told(self, x: Tensor, cond: Cond) -> Cond:
+        """The condition as the network takes it: with what may be left out, and the vector as it was trained on."""
+        if self.conditions and not asked(cond):
+            cond = {**(cond or {}), "null": torch.ones(len(x), dtype=torch.bool, device=x.device)}
+        if self.self_condition and not (cond and "x0" in cond):
+            cond = {**(cond or {}), "x0": torch.zeros_like(x)}
+        if self.augmented and not (cond and "augment" in cond):
+            cond = {**(cond or {}), "augment": x.new_zeros(len(x), self.augmented)}
+        if self.guided and not (cond and "guidance" in cond):
+            cond = {**(cond or {}), "guidance": x.new_ones(len(x))}
+        if self.base is not None and not (cond and "low" in cond):
+            raise ConfigError('cond["low"]: this model enlarges smaller samples and was given none; ddpm.sample draws them itself')
+        codec, vector = self.vector_codec, cond.get("vector") if cond else None
+        if codec is None or vector is None or vector.shape[1:] != (len(codec.shift),):  # of another length: the network refuses it
+            return cond
+        return {**(cond or {}), "vector": codec.encode(vector)}
 
     @property
     def data_shape(self) -> tuple[int, ...]:

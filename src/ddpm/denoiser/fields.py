@@ -14,6 +14,7 @@ class Axis:
     units: str = ""
     standard_name: str = ""
     long_name: str = ""
+    positive: str = ""  # "up" or "down", of a vertical axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Fields:
     rows: Axis
     columns: Axis
     level: str = ""  # name of the vertical axis
+    vertical: Axis | None = None  # its coordinate; None where no variable has levels, and of older models
     time: str = "time"  # name of the axis of time
     calendar: str = "standard"
     step: float = 1.0  # hours between two fields

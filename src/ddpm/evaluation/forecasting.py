@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.data.fields import DAY, HOUR, Record, text
-from ddpm.data.forecast import Context, back, whole
+from ddpm.data.forecast import Context, back, given_rows
 from ddpm.denoiser.fields import Axis, Fields
 from ddpm.errors import ConfigError, DataError
 from ddpm.metrics import Ensemble, Scores, latitude_weights
 
 Rows = NDArray[np.int64]
 Draw = Callable[[int, int, dict[str, Tensor]], Tensor]
+System = Callable[[int], NDArray[np.float32]]  # the number of a case -> its members (M, C, H, W)
 HELD_OUT = "held-out"
 
 
@@ -56,10 +57,14 @@ def _told(axis: Axis) -> str:
 
 def starts(record: Record, about: Fields, asked: Sequence[str], every: float, name: str) -> Rows:
     """The rows that are asked for: times in ISO 8601 (a prefix will do), "last", or "held-out": what the model's training held out, each
-    `every` hours. DataError for a time that is not there, or without the fields before it.
+    `every` hours. DataError for a time that is not there, or without the fields before it; or where entries of these are missing, and the
+    model was trained on fields without gaps. Of the held-out ones such are left out.
     """
     step = round(about.step * HOUR)
-    good = whole(record, about.past, step, about.days, about.leads)
+    given = given_rows(record, about.past, step, about.days, about.leads)
+    there: NDArray[np.bool_] = np.all(given >= 0, axis=0)
+    holes: NDArray[np.bool_] = np.any(np.isnan(record.values), axis=(1, 2, 3)) & (not about.gaps)
+    good = there & ~np.any(holes[given], axis=0)
     said = [text(time) for time in record.times]
     chosen: list[int] = []
     for want in asked:
@@ -75,12 +80,18 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
         found = found[-1:] if want == "last" else found[:1]
         if not found:
             raise DataError(f"{name}: no field at {want}; its times go from {said[0]} to {said[-1]}")
-        if not good[found[0]]:
+        if not there[found[0]]:
             needs = f"those of the last {back(about.past, step, about.days) / HOUR:g} h, {about.step:g} h apart"
             raise DataError(f"{name}: {said[found[0]]}: not all fields before it are there; a forecast needs {needs}")
+        if not good[found[0]]:
+            where = ", ".join(said[row] for row in np.unique(given[:, found[0]]) if holes[row])
+            raise DataError(
+                f"{name}: {said[found[0]]}: entries are missing (NaN) at {where}, which a forecast from there is given, and the model was "
+                "trained on fields without gaps; fill them, start elsewhere, or train on data with gaps"
+            )
         chosen += found
     if not chosen:
-        raise DataError(f"{name}: no start has the fields before it; use another --start")
+        raise DataError(f"{name}: no start has the fields before it{', without missing entries' * bool(holes.any())}; use another --start")
     return np.unique(np.asarray(chosen, dtype=np.int64))
 
 
@@ -133,10 +144,14 @@ def truth(record: Record, rows: Rows, lead: float) -> tuple[NDArray[np.bool_], N
 
 
 def climatology(record: Record, about: Fields, hour: float) -> NDArray[np.float32]:
-    """Every field of the training part at this hour of the day, (days, C, H, W); none where the record does not hold that part."""
+    """The fields of the training part at this hour of the day, (days, C, H, W): those with every entry that any of them has; none where the
+    record does not hold that part.
+    """
     began, ended = about.trained
     inside = [began <= text(time) <= ended for time in record.times]
-    return record.values[np.asarray(inside) & (np.abs(record.clock - hour) < 1e-6)]
+    found = record.values[np.asarray(inside) & (np.abs(record.clock - hour) < 1e-6)]
+    there = ~np.isnan(found)
+    return found[(there == there.any(axis=0)).all(axis=(1, 2, 3))]
 
 
 def area(about: Fields) -> Tensor:
@@ -149,9 +164,9 @@ def area(about: Fields) -> Tensor:
 
 
 def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], drawn: NDArray[np.float32]) -> dict[str, dict[str, Scores]]:
-    """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (all training fields at that
-    hour of the day, as an ensemble), all of the starts whose truth is there; averages over the area. Of several variables each is scored by
-    itself, in its own units: "model t2m".
+    """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (the training fields at that
+    hour of the day, as an ensemble), all of the starts whose truth is there, on the entries that all of these and the truth have; averages
+    over the area. Of several variables each is scored by itself, in its own units: "model t2m".
 
     drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
     """
@@ -160,38 +175,40 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
         there, real = truth(record, rows, lead)
         if not len(real):
             continue
-        members = {"model": drawn[there, number], "persistence": record.values[rows[there]][:, None]}
-        out[f"{lead:g}"] = _each(members, real, about)
-        hours = (record.clock[rows[there]] + lead) % (DAY / HOUR)
+        begun, members = rows[there], drawn[there, number]
+        systems: dict[str, System] = {
+            "model": lambda case, members=members: members[case],
+            "persistence": lambda case, begun=begun: record.values[begun[[case]]],
+        }
+        hours = (record.clock[begun] + lead) % (DAY / HOUR)
         usual = {hour: climatology(record, about, hour) for hour in np.unique(hours)}
         least = min((len(some) for some in usual.values()), default=0)
         if least > 1:
-            days = np.stack([usual[hour][:least] for hour in hours])
-            out[f"{lead:g}"] |= _each({"climatology": days}, real, about)
+            systems["climatology"] = lambda case, hours=hours, usual=usual, least=least: usual[hours[case]][:least]
+        out[f"{lead:g}"] = _scored(systems, real, about)
     if not out:
         raise DataError("score: the file has no field at any of the times that were forecast")
     return out
 
 
-def _each(systems: dict[str, NDArray[np.float32]], real: NDArray[np.float32], about: Fields) -> dict[str, Scores]:
-    """The scores of ensembles (S, M, C, H, W) of systems, by system, and where there are several variables by these."""
-    if len(about.names) == 1:
-        return {name: _scored(some, real, about) for name, some in systems.items()}
-    return {
-        f"{name} {variable}": _scored(some[:, :, [number]], real[:, [number]], about)
-        for name, some in systems.items()
-        for number, variable in enumerate(about.names)
-    }
-
-
-def _scored(members: NDArray[np.float32], real: NDArray[np.float32], about: Fields) -> Scores:
-    """Case by case, so that memory does not grow with them."""
-    total, weights = Ensemble.none(members.shape[1]), area(about)
-    for some, one in zip(members, real, strict=True):
-        known = np.isfinite(one) & np.isfinite(some).all(axis=0)
-        if known.any():
-            total += Ensemble.of(torch.from_numpy(some)[None], torch.from_numpy(one)[None], weights * torch.from_numpy(known))
-    return total.result()
+def _scored(systems: dict[str, System], real: NDArray[np.float32], about: Fields) -> dict[str, Scores]:
+    """The scores of systems on the truths (S, C, H, W), by system, and where there are several variables by these; case by case, so that
+    memory does not grow with them.
+    """
+    totals: dict[str, Ensemble] = {}
+    weights = area(about)
+    for case, one in enumerate(real):
+        some = {name: system(case) for name, system in systems.items()}
+        known = np.isfinite(one) & np.all([np.isfinite(members).all(axis=0) for members in some.values()], axis=0)
+        for name, members in some.items():
+            for number, variable in enumerate(about.names):
+                key = name if len(about.names) == 1 else f"{name} {variable}"
+                found = totals.get(key, Ensemble.none(len(members)))
+                there = torch.from_numpy(known[number])
+                if there.any():
+                    found += Ensemble.of(torch.from_numpy(members[None, :, number]), torch.from_numpy(one[None, number]), weights * there)
+                totals[key] = found
+    return {key: total.result() for key, total in totals.items()}
 
 
 def table(found: dict[str, dict[str, Scores]], unit: str) -> str:

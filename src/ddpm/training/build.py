@@ -120,6 +120,7 @@ def build_denoiser(
         base=base,
         given=config.given,
         text=card.tokens if spec.tokens else None,
+        vector_codec=Codec.of_vector(card) if spec.vector else None,
     )
 
 
@@ -139,6 +140,7 @@ def describe(denoiser: NetworkDenoiser, config: TrainConfig, card: Card, own: st
         "classes": list(card.classes) if config.conditional else [],
         "vector": list(card.vector) if config.conditional else [],
         **({"tags": list(card.tags)} if config.conditional and card.tags else {}),
+        **({"vector_codec": to_dict(denoiser.vector_codec)} if denoiser.vector_codec is not None else {}),
         **({"student": to_dict(denoiser.student)} if denoiser.student is not None else {}),
         **({"given": to_dict(denoiser.given, named=True)} if denoiser.given is not None else {}),
         **({"text": to_dict(denoiser.text)} if denoiser.text is not None else {}),
@@ -180,6 +182,20 @@ def described_autoencoder(about: Mapping[str, Any]) -> tuple[Autoencoder, Codec]
         raise ConfigError(f"config.json: the autoencoder's scale is {scale}, must be positive")
     model.scale = scale
     return model, from_dict(Codec, about["codec"], where="config.json")
+
+
+def described_vector(document: Mapping[str, Any]) -> Codec | None:
+    """What config.json says of how the numbers of the vector are brought to the network; None of models of before, which see them as they
+    are. CheckpointError for one of another length than the vector.
+    """
+    if not document.get("vector_codec"):
+        return None
+    codec = from_dict(Codec, document["vector_codec"], where="config.json")
+    if not len(codec.shift) == len(codec.scale) == len(document["vector"]):
+        raise CheckpointError(
+            f"config.json: a codec of {len(codec.shift)} and {len(codec.scale)} entries for a vector of {len(document['vector'])}"
+        )
+    return codec
 
 
 def described_text(document: Mapping[str, Any]) -> EncoderSettings | None:
@@ -254,6 +270,7 @@ def rebuild(document: Mapping[str, Any], network: nn.Module | None = None, *, en
             base=described_base(document["base"]) if document.get("base") else None,
             given=from_dict(Given, document["given"], FAMILIES, "config.json") if document.get("given") else None,
             text=described_text(document),
+            vector_codec=described_vector(document),
         )
         denoiser.residuals = saved_residuals(document)
         return denoiser

@@ -41,6 +41,14 @@ class HeldOut(NamedTuple):
     level: Tensor
     rows: Rows
 
+    def of(self, rows: Rows, process: Process) -> tuple[float, dict[str, float]]:
+        """Loss and bins of some of the rows alone, each instant counting alike that one of them was measured at."""
+        chosen = torch.from_numpy(np.isin(self.rows, rows))
+        met = torch.unique(self.level[chosen])
+        means = torch.stack([self.each[chosen & (self.level == k)].mean() for k in met.tolist()])
+        bins = {name: means[inside].mean().item() for name, inside in binned(process.log_snr(self.t[met])).items()}
+        return means.mean().item(), bins
+
 
 @torch.no_grad()
 def held_out_loss(

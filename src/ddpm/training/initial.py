@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ddpm.errors import CheckpointError
 from ddpm.training.averaging.weights import weight_set
+from ddpm.training.build import described_vector
 from ddpm.training.distributed.parallel import like
 from ddpm.training.state import RunState, open_run
 
@@ -48,6 +49,8 @@ def start_from(source: str, state: RunState, here: Mapping[str, Any], say: Calla
     here: what this run's config.json will say; where the source's differs in what the weights mean, that is said.
     """
     weights, there = _weights(source)
+    if there and there.get("vector") and there["vector"] == here["vector"]:
+        state.denoiser.vector_codec = described_vector(there)  # the same numbers mean the same to the weights that read them
     own = dict(state.denoiser.named_parameters())
     fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fits:

@@ -20,7 +20,7 @@ from ddpm.networks import fused
 from ddpm.objective import Loss
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.weights import weight_set
-from ddpm.training.build import rebuild, refuse_autoencoder, saved_residuals
+from ddpm.training.build import described_vector, rebuild, refuse_autoencoder, saved_residuals
 from ddpm.training.checkpoints import checkpoint, storage
 from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.checkpoints.retention import ENTRY, Score
@@ -201,6 +201,7 @@ class RunState:
         document = saved.document("config")
         # new data that were accepted go into the space already learned
         self.denoiser.recode(from_dict(Codec, document["codec"], where="config.json"))
+        self.denoiser.vector_codec = described_vector(document)
         self.denoiser.residuals = saved_residuals(document)
         self.step, self.good_steps = int(state["step"]), int(state["good_steps"])
         self.skipped = int(state.get("skipped", 0))

@@ -64,13 +64,14 @@ def check_files(about: EncoderSettings, folder: Path) -> None:
     """ConfigError where the folder does not hold the encoder that a model was trained with."""
     if not folder.is_dir():
         raise ConfigError(
-            f"{about.flag}: the encoder this model was trained with, {about.model}, is not at {folder}; name it with --text-encoder"
+            f"{about.flag}: the encoder this model was trained with, {about.model}, is not at {folder}; put the folder back, or name it "
+            "with --text-encoder of ddpm sample"
         )
     check_folder(folder, about.flag)
     if (found := hashed(folder)) != about.sha256:
         raise ConfigError(
             f"{about.flag}: {folder} holds another encoder (SHA-256 {found[:12]}) than the model was trained with ({about.model}, "
-            f"{about.sha256[:12]}); name that one with --text-encoder"
+            f"{about.sha256[:12]}); put that one back, or name it with --text-encoder of ddpm sample"
         )
 
 

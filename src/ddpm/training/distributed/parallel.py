@@ -205,5 +205,6 @@ def filled(plain: NetworkDenoiser, sharded: NetworkDenoiser, weights: Mapping[st
     for name, buffer in plain.named_buffers():
         buffer.copy_(buffers[name])
     plain.recode(sharded.codec)
+    plain.vector_codec = sharded.vector_codec
     plain.residuals = sharded.residuals
     return plain

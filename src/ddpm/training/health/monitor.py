@@ -140,8 +140,9 @@ class Monitor:
         )
 
     def heeded(self, step: int, found: Heed | None) -> list[str]:
-        """Whether what the model is told makes no difference."""
-        return self.once("heed", f"step {step}: {found.advice}") if found and step >= self.settled and not found.heeds else []
+        """Which of the things a model is told make no difference."""
+        ignored = found.ignored if found and step >= self.settled else []
+        return [line for key in ignored if found for line in self.once(f"heed {key}", f"step {step}: {found.words(key)}")]
 
     def samples(self, step: int, drawn: NDArray[np.generic], dataset: Dataset, classes: int = 0) -> tuple[dict[str, float], list[str]]:
         """How far samples (N, C, ...) are from the data, for the log and in words; classes: they are of so many classes in turn."""

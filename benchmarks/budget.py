@@ -1,0 +1,58 @@
+"""What benchmarks of so many CPU minutes share: how many steps fit, and what was used, also where a run was killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddpm.training.checkpoints.storage import replace_text
+
+SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step
+SHARE = 0.97  # of the minutes: the time of a step is not known exactly
+BEAT = 5.0  # seconds
+
+
+def fitting(run: Callable[[int], object], minutes: float) -> int:
+    """How many steps the CPU minutes hold, all else that a run does included. run: makes one of so many steps, from nothing, which saves
+    and measures as often as the whole one will.
+
+    A run before the two that count pays what is paid once: modules, kernels, caches.
+    """
+    seconds: list[float] = []
+    for steps in (SHORT[0], *SHORT):
+        began = time.process_time()
+        run(steps)
+        seconds.append(time.process_time() - began)
+    step = max((seconds[2] - seconds[1]) / (SHORT[1] - SHORT[0]), 1e-4)
+    return max(SHORT[0], int((SHARE * 60.0 * minutes - (seconds[1] - SHORT[0] * step)) / step))
+
+
+@contextmanager
+def counted(path: Path) -> Iterator[None]:
+    """Adds the CPU seconds used within to those a file holds, every few seconds, and so also where the process is killed."""
+    before, began, ended = used(path), time.process_time(), threading.Event()
+
+    def keep() -> None:
+        replace_text(path, json.dumps(before + time.process_time() - began))
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            keep()
+
+    watch = threading.Thread(target=beat, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+        keep()
+
+
+def used(path: Path) -> float:
+    """The CPU seconds a file holds."""
+    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
