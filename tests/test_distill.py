@@ -244,15 +244,6 @@ def test_only_the_teachers_own_data_are_distilled_on(teacher: Path, data: Datase
     assert not (tmp_path / "student").exists()
 
 
-def test_the_very_checkpoint_is_the_teacher(data: Dataset, tmp_path: Path) -> None:
-    quietly(settings(tmp_path / "t", steps=2, checkpoint_every=2, keep=9), data=data)
-    quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=1), data)
-    quietly(settings(tmp_path / "t", steps=4, checkpoint_every=2, keep=9), data=data)
-    with pytest.raises(ConfigError, match="teacher"):
-        quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=2), data)
-    quiet(tmp_path / "t" / "step-0000002", asked(Consistency(), tmp_path / "s", updates=2), data)
-
-
 def test_teachers_that_hear_themselves(data: Dataset, tmp_path: Path) -> None:
     quietly(settings(tmp_path / "t", steps=2, tricks=Tricks(self_condition=True)), data=data)
     for method in (Matching(), ContinuousConsistency(), Consistency(), Progressive()):
