@@ -103,9 +103,9 @@ class Judge:
         self.evaluator = Evaluator(data, Learned.of(data, cache=args.folder, say=print))
         self.cond = self.evaluator.conditions(args.n, 0, frozenset({"class"}), torch.device("cpu"))
 
-    def draw(self, denoiser: Any, first: int = 0, count: int | None = None, **how: Any) -> Tensor:
-        """Samples number first, ..., which do not depend on how many there are."""
-        count = count or self.args.n
+    def draw(self, denoiser: Any, first: int = 0, most: int | None = None, **how: Any) -> Tensor:
+        """Samples number first, ..., at most so many of them; they do not depend on how many there are."""
+        count: int = min(self.args.n - first, most or self.args.n)
         cond = {key: value[first : first + count] for key, value in (self.cond or {}).items()}
         return sample(denoiser, count, first=first, cond=cond, seed=self.args.seed, batch=500, **how)
 
@@ -133,7 +133,7 @@ def taught(args: argparse.Namespace) -> Rows:
 
 def chain(args: argparse.Namespace, first: int) -> Rows:
     """Samples of the teacher's own chain, kept in the folder."""
-    samples = Judge(args).draw(load(args.folder / "teacher"), first, min(BLOCK, args.n - first), steps=args.reference, sampler=Ancestral())
+    samples = Judge(args).draw(load(args.folder / "teacher"), first, BLOCK, steps=args.reference, sampler=Ancestral())
     np.save(args.folder / f"chain-{first}.npy", samples.numpy())
     return {}
 

@@ -30,9 +30,7 @@ def figure(rows: Mapping[str, Mapping[str, Any]], best: Mapping[int, float], met
             fmt=MARKS[number % len(MARKS)] + "-", color=f"C{number}", label=name, markersize=4, linewidth=1.2, elinewidth=0.8,
         )  # fmt: skip
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-    axes.annotate(
-        f"{reference:,} ancestral steps", (max(best), 1.0), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=7, color="grey"
-    )
+    axes.annotate(f"{reference:,} ancestral steps", (min(best), 1.0), xytext=(0, 3), textcoords="offset points", fontsize=7, color="grey")
     axes.set(xscale="log", yscale="log", xlabel="network calls a sample", ylabel="Frechet distance over that of the chain")
     axes.set_xticks(list(best), [str(calls) for calls in best])
     axes.minorticks_off()

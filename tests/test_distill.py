@@ -225,6 +225,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
     assert main(["distill", "t", "--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2", "--score", "0"]) == 0
     assert "next: ddpm sample t-progressive2" in capsys.readouterr().out
+    compared: list[Any] = []
+    monkeypatch.setattr("ddpm.cli.distill.compare", lambda *given: compared.append(given))
+    assert main(["distill", "t", "--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2"]) == 0
+    assert compared[0][0] == Path("t-progressive2/teacher") and compared[0][3] == 1000
+    capsys.readouterr()
     for extra in ([], ["--sampler", "auto"], ["--steps", "2"]):
         assert main(["sample", "t-progressive2", "--n", "4", *extra]) == 0
         assert "DDIM, 2 steps" in capsys.readouterr().out

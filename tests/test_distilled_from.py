@@ -228,14 +228,19 @@ def test_settings_of_the_teacher_and_of_the_student(tmp_path: Path) -> None:
     data = pictures(1, 8, 8)
     network = replace(UNET, dropout=0.3)
     quietly(settings(tmp_path / "t", network=network, steps=1, accumulate=2, gradient_checkpointing=True), data=data)
-    for out, changes, dropout in (("s", {}, 0.0), ("other", {"dropout": 0.2}, 0.2)):
+    for out, dropout in (("s", 0.0), ("other", 0.2)):
+        changes: dict[str, Any] = {"dropout": dropout} if dropout else {}
         quiet(tmp_path / "t", asked(tmp_path / out, **changes), data)
         config = held(tmp_path / out).document("state")["config"]
         assert config["accumulate"] == 2 and config["gradient_checkpointing"] and config["network"]["dropout"] == dropout
-    for method, share, wanted in ((Consistency(), None, 0.3), (Guidance(), None, 0.3), (Consistency(), 0.0, 0.0)):
+    quietly(settings(tmp_path / "c", steps=1, cond_dropout=0.3), data=points())
+    methods: list[tuple[Distillation, float | None, float]] = [
+        (Consistency(), None, 0.3),
+        (Guidance(), None, 0.3),
+        (Consistency(), 0.0, 0.0),
+    ]
+    for method, share, wanted in methods:
         out = tmp_path / f"{type(method).__name__}-{share}"
-        if not (tmp_path / "c").exists():
-            quietly(settings(tmp_path / "c", steps=1, cond_dropout=0.3), data=points())
         quiet(tmp_path / "c", asked(out, method, cond_dropout=share))
         assert load_with_card(out)[1]["cond_dropout"] == wanted
 
