@@ -1,15 +1,17 @@
 """What distillation buys and costs: every method on a mixture whose answer is known, and on the digits.
 
     python benchmarks/distillation.py --part exact                                about 15 minutes on one core
-    python benchmarks/distillation.py --part digits                               about 40 minutes on two
+    python benchmarks/distillation.py --part digits --figure docs/distillation.png      hours on two cores; the same call goes on
 
 exact: the teacher is the exact denoiser of three bumps in two dimensions, the student a small MLP that begins as an ordinary denoiser of
 the same data. One step of the student is put beside where the trajectory through the same noise ends: RMS error over that of one step of
 DDIM; for matching, which learns no trajectories, the sliced Wasserstein distance to data over that of one step of DDIM.
 
 digits: the teacher is the digits recipe, trained for --teacher-steps. Every student may cost a fifth of that in network passes (a forward
-pass counts 1, a training pass 3). Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the
-teacher's --reference steps of its own chain; beside it the teacher by solvers at as many calls. The last line is JSON.
+pass counts 1, a training pass 3), of samples of the same number, in updates of --student-batch; students drop nothing, and are never asked
+without a class. Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's
+--reference steps of its own chain; beside it the teacher at as many calls, by the best of four solvers on three grids. Each student is
+trained in a process of its own, --processes side by side; costs are CPU seconds. FOLDER/rows.json keeps every row. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,38 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from distillation_digits import METHODS, digits
 from torch import Tensor
 
-from ddpm.config import Layer, resolve
-from ddpm.data import open_data
 from ddpm.denoiser import Codec, Index, Mixture, NetworkDenoiser, V, default_clock
-from ddpm.distillation import Consistency, ContinuousConsistency, Distillation, DistillConfig, Matching, Progressive, distill
+from ddpm.distillation import ContinuousConsistency, Distillation, Matching, Progressive
 from ddpm.distillation.matching import MatchingLoss
-from ddpm.evaluation.extractors import Learned
-from ddpm.evaluation.report import Evaluator
 from ddpm.metrics import sliced_wasserstein
 from ddpm.networks.config import CondSpec, MLPConfig
 from ddpm.objective import Denoising, Draws, Loss
-from ddpm.process import Cosine, LogSNR, Process, default_grid
+from ddpm.process import Cosine, Process, default_grid
 from ddpm.random import normals
-from ddpm.sampling import DDIM, PRESETS, Adaptive, Ancestral, sample
-from ddpm.training import FAMILIES, TrainConfig, load, train
-from ddpm.training.config import OptimizerSettings
-from ddpm.training.recipes import recipe
+from ddpm.sampling import Adaptive, sample
 
-METHODS: dict[str, Distillation] = {
-    "progressive": Progressive(),
-    "consistency": Consistency(),
-    "consistency, from data": Consistency(source="data"),
-    "consistency, from data, squared": Consistency(source="data", huber=1.0),
-    "continuous": ContinuousConsistency(),
-    "continuous, from data": ContinuousConsistency(source="data"),
-    "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
-    "matching": Matching(),
-}
-PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 6, "continuous, from data": 5, "matching": 7}
-PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 5}
-SOLVERS = {preset.name: preset.value for preset in PRESETS if preset.name in ("dpm++2m", "heun", "unipc")}
 WEIGHTS = torch.tensor([0.3, 0.4, 0.3])
 
 
@@ -149,7 +132,7 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in args.methods:
         began = time.perf_counter()
-        student = pupil.student(name, base, args.steps, args.lr)
+        student = pupil.student(name, base, args.steps, args.lr or 1e-3)
         noise = start.float() if not student.times else pupil.process.prior(start.float(), pupil.process.at(student.times[0]))
         x = sample(student, count, start=noise)
         found[name] = {
@@ -161,82 +144,25 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def settings(args: argparse.Namespace) -> TrainConfig:
-    """The teacher: the digits recipe, for longer."""
-    base = resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES)
-    return replace(
-        base, out=str(args.folder / "teacher"), steps=args.teacher_steps, preview=0, monitor=False, threads=args.threads, seed=args.seed
-    )
-
-
-def students(args: argparse.Namespace, name: str) -> list[tuple[int, Path, DistillConfig]]:
-    """The runs of a method: one for each number of steps where it needs them, else one for all."""
-    method, budget = METHODS[name], args.teacher_steps * 3 // 5
-    out: list[tuple[int, Path, DistillConfig]] = []
-    for steps in (1, 2, 4) if isinstance(method, Progressive | Matching) else (0,):
-        rounds = int(math.log2(32 // steps)) if isinstance(method, Progressive) else 1
-        updates = max(1, budget // PASSES[name] // rounds)
-        folder = args.folder / f"{name.replace(', ', '-').replace(' ', '-')}{steps or ''}"
-        optimizer = OptimizerSettings(lr=args.lr, warmup=min(20, updates // 5), decay="cosine")
-        config = DistillConfig(
-            method=method, steps=steps or 1, rounds=rounds, updates=updates, out=str(folder), preview=0, optimizer=optimizer,
-            threads=args.threads, seed=args.seed, checkpoint_every=updates,
-        )  # fmt: skip
-        out.append((steps, folder, config))
-    return out
-
-
-def digits(args: argparse.Namespace) -> dict[str, Any]:
-    """Every method on the digits, at one, two and four steps."""
-    began = time.perf_counter()
-    config = settings(args)
-    train(config, quiet=True)
-    taught = time.perf_counter() - began
-    data = open_data(config.data)
-    evaluator, teacher = Evaluator(data, Learned.of(data)), load(args.folder / "teacher")
-    cond = evaluator.conditions(args.n, 0, teacher.conditions, torch.device("cpu"))
-
-    def score(denoiser: Any, **how: Any) -> float:
-        return evaluator.frechet(sample(denoiser, args.n, cond=cond, seed=args.seed, **how)).value
-
-    chain = score(teacher, steps=args.reference, sampler=Ancestral())
-    real = evaluator.real(args.n)
-    floor = real.estimates["frechet"].value if real is not None else float("nan")
-    print(f"teacher: {taught:.0f} s; {args.reference} ancestral steps {chain:.3f}; real data, unseen {floor:.3f}", flush=True)
-    found: dict[str, Any] = {"chain": chain, "real": floor, "teacher_seconds": round(taught, 1)}
-    for name, solver in {"ddim": DDIM(), **SOLVERS}.items():
-        for calls in (1, 2, 4, 8, 16):
-            if calls >= solver.least and (name != "heun" or calls % 2 == 0):
-                steps = max(n for n in range(1, calls + 1) if solver.calls(n) <= calls)
-                found[f"{name} {calls}"] = score(teacher, steps=steps, sampler=solver, grid=None if name == "ddim" else LogSNR())
-                print(f"{name + ', ' + str(calls):<28} {found[f'{name} {calls}'] / chain:8.2f} of the chain's", flush=True)
-    for name in args.methods:
-        for steps, folder, config in students(args, name):
-            began = time.perf_counter()
-            distill(args.folder / "teacher", config, quiet=True)
-            cost, student = time.perf_counter() - began, load(folder)
-            for count in (steps,) if steps else (1, 2, 4):
-                value = score(student, steps=count)
-                found[f"{name} {count}"] = value
-                share = cost / taught
-                print(f"{name + ', ' + str(count):<28} {value / chain:8.2f} of the chain's; {share:.2f} of the teacher's time", flush=True)
-    return found
-
-
 def main() -> None:
     """One part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("exact", "digits"), default="exact")
     parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(METHODS), help="some of them, between semicolons")
     parser.add_argument("--steps", type=int, default=4000, help="exact: updates of each student")
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--teacher-steps", type=int, default=3000)
-    parser.add_argument("--reference", type=int, default=1000)
-    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=512, help="exact: points an update")
+    parser.add_argument(
+        "--lr", type=float, default=None, help="of students; none: 1e-3, on the digits 2e-3 for progressive and consistency"
+    )
+    parser.add_argument("--teacher-steps", type=int, default=6000)
+    parser.add_argument("--student-batch", type=int, default=32, help="digits: samples an update; the teacher has 64")
+    parser.add_argument("--reference", type=int, default=1000, help="digits: steps of the teacher's chain")
+    parser.add_argument("--n", type=int, default=5000, help="digits: samples a row")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=2, help="digits: jobs side by side; two of one thread are faster than one of two")
+    parser.add_argument("--folder", type=Path, default=Path("runs/distillation"), help="digits: where runs and rows are kept")
+    parser.add_argument("--figure", type=Path, default=None, help="digits: write the curves, such as docs/distillation.png")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(json.dumps(exact(args) if args.part == "exact" else digits(args)))

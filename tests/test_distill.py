@@ -225,6 +225,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
     assert main(["distill", "t", "--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2", "--score", "0"]) == 0
     assert "next: ddpm sample t-progressive2" in capsys.readouterr().out
+    compared: list[Any] = []
+    monkeypatch.setattr("ddpm.cli.distill.compare", lambda *given: compared.append(given))
+    assert main(["distill", "t", "--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2"]) == 0
+    assert compared[0][0] == Path("t-progressive2/teacher") and compared[0][3] == 1000
+    capsys.readouterr()
     for extra in ([], ["--sampler", "auto"], ["--steps", "2"]):
         assert main(["sample", "t-progressive2", "--n", "4", *extra]) == 0
         assert "DDIM, 2 steps" in capsys.readouterr().out
@@ -242,15 +247,6 @@ def test_only_the_teachers_own_data_are_distilled_on(teacher: Path, data: Datase
     with pytest.raises(DataError):
         quiet(teacher, asked(Consistency(), tmp_path / "student"), pictures(1, 8, 8))
     assert not (tmp_path / "student").exists()
-
-
-def test_the_very_checkpoint_is_the_teacher(data: Dataset, tmp_path: Path) -> None:
-    quietly(settings(tmp_path / "t", steps=2, checkpoint_every=2, keep=9), data=data)
-    quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=1), data)
-    quietly(settings(tmp_path / "t", steps=4, checkpoint_every=2, keep=9), data=data)
-    with pytest.raises(ConfigError, match="teacher"):
-        quiet(tmp_path / "t", asked(Consistency(), tmp_path / "s", updates=2), data)
-    quiet(tmp_path / "t" / "step-0000002", asked(Consistency(), tmp_path / "s", updates=2), data)
 
 
 def test_teachers_that_hear_themselves(data: Dataset, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ddpm.cli import main
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import LatentCodec
+from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import CheckpointError, ConfigError, MissingLibraryError
 from ddpm.networks import UNetConfig, pretrained
 from ddpm.training import train
@@ -200,3 +201,12 @@ def test_weights_that_do_not_fit_are_refused(home: Path, tmp_path: Path) -> None
             load_through(folder, data(home))
     with pytest.raises(CheckpointError, match="there is no autoencoder"):
         load_through(tmp_path, data(home))
+
+
+def test_a_run_in_its_latents_can_be_distilled(home: Path) -> None:
+    """By the library's autoencoder as it is in the teacher's checkpoint."""
+    train(asked(home, "taught", steps=2), quiet=True)
+    config = DistillConfig(method=Consistency(), updates=2, batch=8, preview=0, threads=1, out=str(home / "student"))
+    student = distill(home / "taught", config, quiet=True).denoiser
+    assert isinstance(student.codec, LatentCodec)
+    assert ddpm.sample(student, 2, cond={"class": torch.tensor([0, 1])}).shape == (2, 3, 8, 8)

@@ -30,6 +30,7 @@ class Mutation:
     laws: tuple[str, ...]
 
 
+PUPILS = ("test_distillation.py", "test_matching.py")
 SAMPLERS = ("test_samplers_stochastic.py", "test_samplers_ode.py")
 MUTATIONS = (
     Mutation(
@@ -90,6 +91,30 @@ MUTATIONS = (
             "eps, x0 = (share * sigma * solved).sum(1), (share * (self.means + gain)).sum(1)",
         ),
         *("eps, x0 = (share * (sigma * solved - self.means - gain)).sum(1), (share * (self.means + gain)).sum(1)", ("test_denoisers.py",)),
+    ),
+    Mutation(
+        *(
+            "a warm-up without effect: continuous consistency",
+            "distillation/continuous.py",
+            "self.ramp * (at.alpha * at.sigma * x + change)",
+        ),
+        *("(at.alpha * at.sigma * x + change)", PUPILS),
+    ),
+    Mutation(
+        *("two answers under different dropout: continuous consistency", "distillation/continuous.py", "        again()\n"),
+        *("", PUPILS),
+    ),
+    Mutation(
+        *("a difference of rounding: consistency under autocast", "distillation/consistency.py", "autocast(x.device.type, enabled=False)"),
+        *("autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type))", PUPILS),
+    ),
+    Mutation(
+        *("a gradient that is not normalised: matching", "distillation/matching.py", "said.x0 - real) / size"),
+        *("said.x0 - real) / size.mean()", PUPILS),
+    ),
+    Mutation(
+        *("a teacher that drops: distillation", "distillation/teacher.py", "denoiser.eval().requires_grad_(False)"),
+        *("denoiser.requires_grad_(False)", PUPILS),
     ),
 )
 

@@ -13,12 +13,13 @@ from pupils import COUNT, Answering, Bell, drawn, network, taught
 from torch import Tensor, nn
 from worlds import normal_data, uniforms, unit
 
-from ddpm.denoiser import EDMPreconditioning, Student, V
-from ddpm.distillation import Consistency, ContinuousConsistency
+from ddpm.denoiser import EDMPreconditioning, NetworkDenoiser, Student, V
+from ddpm.distillation import Consistency, ContinuousConsistency, continuous
 from ddpm.distillation.consistency import ConsistencyLoss, below, heun
 from ddpm.distillation.continuous import ContinuousLoss, along, network_output
 from ddpm.distillation.teacher import Teacher
 from ddpm.errors import ConfigError
+from ddpm.networks.mlp import MLPBlock
 from ddpm.objective import Draws, LogitNormal
 from ddpm.process import EDM, At, Cosine, Linear, Process, Schedule, Straight
 
@@ -97,6 +98,19 @@ def test_both_calls_drop_the_same() -> None:
     assert found.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("source", ["teacher", "data"])
+def test_near_points_are_compared_in_full_precision(source: Any) -> None:
+    """Under autocast the two answers would differ by rounding alone, which is divided by a step of 2^-7."""
+    process = Process(Cosine(T=None, clip=None))
+    model = network(process).float()
+    loss = taught(ConsistencyLoss(Consistency(source=source, first=7)), normal_data(process))
+    draws = Draws(*(tensor.float() for tensor in drawn()))
+    x0 = unit(COUNT, 2).float()
+    plain = loss(model, x0, None, draws)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss(model, x0, None, draws), plain, rtol=1e-5, atol=1e-5)
+
+
 def test_the_derivative_along_the_trajectory_is_a_finite_difference() -> None:
     process = Process(Cosine(T=None, clip=None))
     model = network(process)
@@ -129,6 +143,58 @@ def test_the_exact_map_is_at_rest_in_continuous_time() -> None:
     mean = loss.tangent(bell.exact, x0, x, at, None, eps)  # the teacher itself, which is no map
     gap = (at.alpha * x - bell.map(x, at)) / at.sigma - network_output(bell.exact, x, at, None)  # F of the map less F of the mean
     assert (mean * gap).sum() > 0.3 * mean.norm() * gap.norm()
+
+
+def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
+    """The tangent before it is divided by its size: -alpha^2 (F - v) - r alpha sigma (x + dF/dphi), at r = 0, 1/2 and 1."""
+    process = Process(Cosine(T=None, clip=None))
+    loss, model = ContinuousLoss(ContinuousConsistency(source="data", warmup=0.5, soften=1e6)), network(process)  # hardly divided
+    at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
+    x0, eps = unit(COUNT, 2), unit(COUNT, 2, seed=6)
+    x, rates = process.perturb(x0, eps, at), process.circle_rates(at)
+    v = rates[1] * x0 + rates[2] * eps
+    output, change = along(model, x, at, None, v, rates)
+    for share, ramp in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
+        loss.advance(share)
+        expected = -(at.alpha**2) * (output - v) - ramp * (at.alpha * at.sigma * x + change)
+        torch.testing.assert_close(1e6 * loss.tangent(model, x0, x, at, None, eps), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_both_answers_in_continuous_time_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F_old, whose derivative is taken, under the masks of F."""
+    process = Process(Cosine(T=None, clip=None))
+    model, loss, draws, found = dropping(network(process)), ContinuousLoss(ContinuousConsistency(source="data")), drawn(), list[Tensor]()
+
+    def watched(*inputs: Any) -> tuple[Tensor, Tensor]:
+        found.append(along(*inputs)[0])
+        return along(*inputs)
+
+    monkeypatch.setattr(continuous, "along", watched)
+    x0 = unit(COUNT, 2)
+    at = process.at(loss.settings.times.draw(draws.u, process)[0], like=x0)
+    torch.manual_seed(3)
+    expected = network_output(model, process.perturb(x0, draws.eps, at), at, None)
+    torch.manual_seed(3)
+    loss(model, x0, None, draws)
+    torch.testing.assert_close(found[0], expected.detach())
+
+
+def dropping(model: NetworkDenoiser) -> NetworkDenoiser:
+    """The same in training mode, half of its hidden units dropped."""
+    for part in model.modules():
+        if isinstance(part, MLPBlock):
+            part.dropout = 0.5
+    return model.train()
+
+
+def test_a_teacher_drops_nothing_and_learns_nothing() -> None:
+    """Whatever mode it was handed over in."""
+    process = Process(Cosine())
+    model, teacher = dropping(network(process)), Teacher(Consistency())
+    teacher.use(model)
+    x, at = unit(4, 2), process.at(0.5).like(unit(4, 2))
+    assert torch.equal(teacher(x, at, None).x0, teacher(x, at, None).x0)
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_continuous_loss_is_the_published_one() -> None:

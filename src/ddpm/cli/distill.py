@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
-from ddpm.distillation import FAMILIES, DistillConfig, distill, student_folder
+from ddpm.distillation import FAMILIES, DistillConfig, distill, kept_teacher, student_folder
 from ddpm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return finished.code
     folder = shlex.quote(str(student_folder(args.run_folder, config)))
     if args.score:
-        compare(args.run_folder, finished.denoiser, config, args.score)
+        compare(kept_teacher(args.run_folder, config), finished.denoiser, config, args.score)
     print(f"next: ddpm sample {folder} --n 64 --seed 1")
     return 0
 
@@ -90,7 +90,7 @@ def calls(denoiser: Denoiser, sampler: Sampler | None, steps: int | None, grid: 
     return walk.sampler.calls(walk.steps) * (2 if isinstance(denoiser, ClassifierFree) and denoiser.scale != 1.0 else 1)
 
 
-def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
+def compare(run: Path, student: Denoiser, config: DistillConfig, n: int) -> None:
     """The Frechet distance of each way to the training data, by the encoder of the data."""
     from ddpm.cli.evaluate import notice
     from ddpm.data import open_data
@@ -104,7 +104,7 @@ def compare(run: str, student: Denoiser, config: DistillConfig, n: int) -> None:
     from ddpm.training.state import load, open_run
     from ddpm.training.tokens import told_by
 
-    loaded = load(Path(run)).to(device_of(student))
+    loaded = load(run).to(device_of(student))
     data = told_by(with_given(open_data(run_data(open_run(run))), loaded.given), loaded)
     evaluator = Evaluator(data, Learned.of(data, say=notice), say=notice)
     cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))

@@ -1,7 +1,7 @@
 """From a trained model to one that needs few steps, or one: teacher and student are denoisers, and the Trainer trains the student."""
 
 from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive
-from ddpm.distillation.run import FAMILIES, DistillConfig, distill, student_folder
+from ddpm.distillation.run import FAMILIES, DistillConfig, distill, kept_teacher, student_folder
 
 __all__ = [
     "FAMILIES",
@@ -14,5 +14,6 @@ __all__ = [
     "Matching",
     "Progressive",
     "distill",
+    "kept_teacher",
     "student_folder",
 ]

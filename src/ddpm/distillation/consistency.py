@@ -26,7 +26,10 @@ class ConsistencyLoss(Loss):
         self.gap = 2.0 ** -(self.settings.first + min(int(share * stages), stages - 1))
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
-        """(sqrt(|f(x_t) - f(x_s)|^2 + c^2) - c)/(u_t - u_s), f(x_s) without a gradient and under the same dropout."""
+        """(sqrt(|f(x_t) - f(x_s)|^2 + c^2) - c)/(u_t - u_s), f(x_s) without a gradient and under the same dropout.
+
+        f is computed in float32: in bfloat16 the difference of two near points is rounding, and is divided by a small step.
+        """
         process = denoiser.process
         time, density = self.settings.times.draw(draws.u, process)
         t = process.at(time)
@@ -35,7 +38,7 @@ class ConsistencyLoss(Loss):
         t, s = t.like(x0), s.like(x0)
         x = process.perturb(x0, draws.eps, t)
         again = masks(x.device)
-        ahead = denoiser(x, t, cond).x0
+        ahead = exactly(denoiser, x, t, cond)
         again()
         with torch.no_grad():
             wanted = self.target(denoiser, x0, x, t, s, cond, draws.eps)
@@ -51,8 +54,14 @@ class ConsistencyLoss(Loss):
             nearby = heun(self.teacher, process, x, t, s, cond)
         clean = s.sigma == 0
         called = At(*(torch.where(clean, other, level) for other, level in zip(t, s, strict=True)))  # any instant that may be asked at
-        ended = denoiser(torch.where(clean, x, nearby), called, cond).x0
+        ended = exactly(denoiser, torch.where(clean, x, nearby), called, cond)
         return torch.where(clean, nearby, ended)
+
+
+def exactly(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:
+    """The prediction of x0, in the network's own precision whatever autocast says."""
+    with torch.autocast(x.device.type, enabled=False):
+        return denoiser(x, at, cond).x0
 
 
 def below(process: Process, t: At, gap: float) -> At:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from ddpm.objective.losses import Draws, Loss
 
 
 class MatchingLoss(Loss):
-    """See `Matching`. `fake`, which learns what the generator makes, is trained along and saved with the run."""
+    """See `Matching`. `fake`, which learns what the generator makes, is trained along and saved with the run; it drops nothing: its answer
+    moves the generator, and what it learns from has no end.
+    """
 
     def __init__(self, settings: Matching) -> None:
         super().__init__()
@@ -26,7 +29,14 @@ class MatchingLoss(Loss):
         """Take this teacher, and this denoiser as the start of `fake`."""
         self.teacher.use(teacher)
         aside = {id(part): None for part in (fake.autoencoder, fake.base_denoiser) if part is not None}  # not stored once more
-        self.fake = copy.deepcopy(fake, aside).requires_grad_(True)  # pyright: ignore[reportArgumentType]
+        self.fake = copy.deepcopy(fake, aside).requires_grad_(True).eval()  # pyright: ignore[reportArgumentType]
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but for `fake`."""
+        super().train(mode)
+        if self.fake is not None:
+            self.fake.eval()
+        return self
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """The generator's loss plus that of `fake` on its samples; neither sends a gradient into the other."""

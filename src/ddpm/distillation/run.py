@@ -30,6 +30,8 @@ FAINT = (
     "a teacher that predicts v, x0 or flow is a better start"
 )
 
+OWN = "give the teacher's own, from Python by data=..., or --accept-data-change"
+
 FAMILIES: dict[type, tuple[type, ...]] = {**TRAINED, Distillation: METHODS, LossSettings: (*LOSSES, *METHODS)}
 
 
@@ -44,12 +46,22 @@ class DistillConfig:
     )  # fmt: skip
     rounds: int = setting(4, "of progressive: times the number of steps is halved, ending at --steps", low=1, high=12, group="what")
     updates: int = setting(1000, "optimizer steps; of progressive: in each round", low=1, high=1_000_000_000, group="run")
-    batch: int | None = setting(None, "samples a step; none: the teacher's", low=1, high=1_000_000, group="run")
+    batch: int | None = setting(
+        None, "samples a pass, of which a step has as many as the teacher's; none: the teacher's", low=1, high=1_000_000, group="run"
+    )
     seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
     out: str | None = setting(None, "run folder of the student; none: beside the teacher's, named by the method", group="run")
     checkpoint_every: int = setting(1000, "optimizer steps between checkpoints", low=1, group="run")
     log_every: int = setting(50, "optimizer steps between lines of metrics.jsonl", low=1, group="run")
     preview: int = setting(16, "samples drawn at each checkpoint; 0: none", low=0, high=4096, group="run")
+    accept_data_change: bool = setting(
+        False, "distil although the data are not the teacher's, or resume although they changed", group="run"
+    )
+    dropout: float = setting(0.0, "share of activations the student's network drops in training", low=0.0, below=1.0, group="model")
+    cond_dropout: float | None = setting(
+        None, "share of samples whose condition is hidden; 0: the student is never asked without one; none: the teacher's",
+        low=0.0, high=1.0, group="model",
+    )  # fmt: skip
     optimizer: OptimizerSettings = setting(OptimizerSettings(lr=3e-4, decay="cosine", warmup=20), "", flat=True, group="optimizer")
     ema: float = setting(0.1, "width of the weight average, as a share of the run so far", above=0.0, below=0.28, group="optimizer")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", group="machine")
@@ -88,43 +100,55 @@ def distill(
 ) -> Finished:
     """Distil a run into a student, a run like any other: it is loaded, sampled, evaluated and resumed as such.
 
-    teacher: run folder, or a step folder. data: the teacher's data, where they were handed in from Python. command: what a person types to
-    resume, for messages. Progressive runs a round after another, each the next one's teacher, in folders within the student's.
+    teacher: run folder, or a step folder, of which the student's folder gets a copy: once it has a checkpoint, it goes on with that copy.
+    data: the teacher's data, where they were handed in from Python. command: what a person types to resume, for messages. Progressive runs
+    a round after another, each the next one's teacher, in folders within the student's.
 
     Raises as `train`, and ConfigError for a method that does not suit the teacher.
     """
     from ddpm.data import open_data
-    from ddpm.training.classifier import check_run_data, home_of, run_data
+    from ddpm.training import train
+    from ddpm.training.classifier import check_run_data, run_data
     from ddpm.training.latents import diffused
-    from ddpm.training.state import load, open_run
+    from ddpm.training.origin import find_origin
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
 
     config = config or DistillConfig()
-    saved = open_run(teacher)
-    settled, folder = _settled(saved, str(teacher), config), student_folder(teacher, config)
+    runs = _runs(teacher, config)
+    origin = find_origin(runs[0], teacher, say)
+    saved = origin.saved
+    settled = _settled(saved, str(teacher), config)
     fine = _instants(saved, config) if isinstance(settled, Progressive) else ()
-    _same_rounds(folder, fine, config)
-    own = data is None
-    data = diffused(open_data(run_data(saved)) if data is None else data, load(saved.path))
-    check_run_data(saved, data.card, home_of(teacher), own=own)
-    if not quiet and saved.document("config")["parameterization"]["name"] in ("Eps", "Score"):
-        print(FAINT, file=sys.stderr, flush=True)
+    data = diffused(open_data(run_data(saved)) if data is None else data, origin.denoiser)
+    check_run_data(data.card, origin.card, own=not config.accept_data_change, advice=OWN)
+    _same_rounds(runs[-1], fine, config)
+    if saved.document("config")["parameterization"]["name"] in ("Eps", "Score"):
+        say(FAINT)
+    for here, following in zip(runs, [*runs[1:], None], strict=True):
+        if isinstance(settled, Progressive):
+            say(f"{len(fine)} steps -> {len(fine) // 2}: {here}")
+            settled = replace(settled, fine=fine)
+        finished = train(_training(saved, settled, config, here), data=data, quiet=quiet, command=command, origin=origin)
+        if following is None or finished.code:
+            break
+        origin, settled, fine = find_origin(following, here, say), replace(settled, guidance=1.0), fine[::2]
+    return finished
 
-    def one(loss: Distillation, out: Path) -> Finished:
-        from ddpm.training import train
 
-        return train(_training(saved, loss, config, out), data=data, quiet=quiet, command=command)
+def _runs(teacher: str | Path, config: DistillConfig) -> list[Path]:
+    """The folders of the runs a student is made by, its own last: one, or of progressive one a round."""
+    folder, rounds = student_folder(teacher, config), config.rounds if isinstance(config.method, Progressive) else 1
+    return [*(folder / "rounds" / f"{(config.count or 1) * 2**left:04d}-steps" for left in range(rounds - 1, 0, -1)), folder]
 
-    if not isinstance(settled, Progressive):
-        return one(settled, folder)
-    while True:
-        left = len(fine) // 2 // (config.count or 1)
-        here = folder if left == 1 else folder / "rounds" / f"{len(fine) // 2:04d}-steps"
-        if not quiet:
-            print(f"{len(fine)} steps -> {len(fine) // 2}: {here}", file=sys.stderr, flush=True)
-        finished = one(replace(settled, fine=fine), here)
-        if left == 1 or finished.code:
-            return finished
-        settled, fine = replace(settled, teacher=str(open_run(here).path), guidance=1.0), fine[::2]
+
+def kept_teacher(teacher: str | Path, config: DistillConfig) -> Path:
+    """The copy of the teacher that a student's folder has."""
+    from ddpm.training.origin import FOLDER
+
+    return _runs(teacher, config)[0] / FOLDER
 
 
 def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distillation:
@@ -149,6 +173,8 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
     ]
     if told > 1.0 and not isinstance(method, Progressive):
         problems.append(f"teacher: {teacher} is told a guidance scale, which only progressive passes on; distil the model it came from")
+    if told > 1.0 and method.guidance != 1.0:
+        problems.append(f"guidance: got {method.guidance:g}, but {teacher} is told its scale, as the student will be; leave it at 1")
     length = Process(_schedule(saved)).schedule.T
     if length is not None and length < SHORT and not isinstance(method, Progressive | Guidance):
         problems.append(f"method: {name} asks between the steps of the chain, of which this one has only {length}; use progressive")
@@ -160,7 +186,7 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
         problems.append(f"teacher: {teacher} has a network of your own; distilling such runs is not supported")
     if problems:
         raise ConfigError.of(problems)
-    settled = replace(method, teacher=str(saved.path), variance=bool(document["learned_variance"]), told=told)  # the very checkpoint
+    settled = replace(method, variance=bool(document["learned_variance"]), told=told)
     if not isinstance(settled, Matching):
         return settled
     settled = replace(settled, steps=config.count or 1)
@@ -206,19 +232,23 @@ def _instants(saved: Checkpoint, config: DistillConfig) -> tuple[float, ...]:
 
 def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out: Path) -> TrainConfig:
     """The teacher's own settings, with the loss of the method and what the student is asked for."""
+    from ddpm.training.origin import FOLDER
+
     try:
         base = from_dict(TrainConfig, saved.document("state")["config"], FAMILIES, "state.json")
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{saved.path}: state.json does not describe a run: {type(error).__name__} {error}") from error
-    usual, clock = TrainConfig(), base.clock
+    usual, clock, copy = TrainConfig(), base.clock, str(out / FOLDER)
     if isinstance(loss, ContinuousConsistency) and not (isinstance(clock, Index) and clock.scale <= loss.clock):
         clock = Index(scale=loss.clock)
     return replace(
         usual, data=base.data, autoencoder=base.autoencoder, schedule=base.schedule, parameterization=base.parameterization,
-        clock=clock, network=base.network, conditional=base.conditional, cond_dropout=base.cond_dropout, tricks=base.tricks,
-        cascade=base.cascade, text=base.text, given=base.given, loss=loss,
-        init=loss.teacher, out=str(out), steps=config.updates, batch=config.batch or base.batch, seed=config.seed,
+        clock=clock, network=base.network and replace(base.network, dropout=config.dropout), conditional=base.conditional,
+        cond_dropout=base.cond_dropout if config.cond_dropout is None else config.cond_dropout, tricks=base.tricks,
+        cascade=base.cascade, text=base.text, given=base.given, loss=replace(loss, teacher=copy),
+        init=copy, out=str(out), steps=config.updates, batch=config.batch or base.batch, accumulate=base.accumulate, seed=config.seed,
         checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate_every=config.checkpoint_every,
-        preview=config.preview, optimizer=config.optimizer, ema=config.ema, device=config.device, precision=config.precision,
-        threads=config.threads, monitor=False,
+        preview=config.preview, accept_data_change=config.accept_data_change, optimizer=config.optimizer, ema=config.ema,
+        device=config.device, precision=config.precision, threads=config.threads, gradient_checkpointing=base.gradient_checkpointing,
+        monitor=False,
     )  # fmt: skip

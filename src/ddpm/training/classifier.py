@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +33,12 @@ from ddpm.training.latents import diffused
 from ddpm.training.logbook import Logbook
 from ddpm.training.machine import choose
 from ddpm.training.optimizers import build_optimizer
+from ddpm.training.same_data import read_card
 from ddpm.training.state import load, open_run, versions
 from ddpm.training.trackers import chosen
 
 FOLDER = "classifier"
+OTHER = "name data with --data, or hand them in from Python: data=..."
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # t at which the held-out accuracy is measured
 
 
@@ -66,18 +67,13 @@ def run_data(saved: Checkpoint) -> DataSettings:
     return from_dict(DataSettings, saved.document("state")["config"]["data"], where="state.json")
 
 
-def check_run_data(saved: Checkpoint, card: Card, home: Path, own: bool) -> None:
-    """DataError for data that do not fit the run, or are not its own although they should be, as when those were given in Python."""
-    path = home / "data_card.json"
-    if not path.is_file():
+def check_run_data(card: Card, before: Card | None, own: bool, advice: str = OTHER) -> None:
+    """DataError for data that do not fit those of a run, or are not its own although they should be, as when those were given in Python."""
+    if before is None:
         return
-    before = from_dict(Card, json.loads(path.read_text(encoding="utf-8")), where=str(path))
     check_fits(card, before)
     if own and card.fingerprint != before.fingerprint:
-        raise DataError(
-            f"{card.name}: not the data this run was trained on ({before.name}, {before.count} samples); name data with --data, "
-            "or hand them in from Python: data=..."
-        )
+        raise DataError(f"{card.name}: not the data this run was trained on ({before.name}, {before.count} samples); {advice}")
 
 
 def _build(document: Mapping[str, Any]) -> NetworkClassifier:
@@ -200,7 +196,7 @@ def train_classifier(
     dataset = data if data is not None else open_data(config.data)
     if saved.document("config").get("autoencoder"):
         dataset = diffused(dataset, load(run))
-    check_run_data(saved, dataset.card, home, own=data is None and config.data == run_data(saved))
+    check_run_data(dataset.card, read_card(home), own=data is None and config.data == run_data(saved))
     document = _described(saved.document("config"), dataset.card, config.network)
     require(dataset, config.batch)
     torch.manual_seed(torch_seed(config.seed, "network"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,8 @@ class Latents:
     one. In place of an array: see `ddpm.data.dataset.Samples`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, maker: Mapping[str, Any]) -> None:
+        self.maker = maker  # which autoencoder: see `_maker`
         groups = [sorted(path.glob(pattern)) for pattern in (f"{'[0-9]' * 6}.npy", f"{'[0-9]' * 6}{MIRRORED}.npy")]
         self.kinds = [(Shards(files, 0), Shards(files, 1)) for files in groups if files]  # (mean, std)
         self.shape = self.kinds[0][0].shape
@@ -155,12 +156,14 @@ def in_latents(
     Keyed by the data's fingerprint, by the weights and settings of the autoencoder, and by whether mirror images are wanted. The card's
     mean and deviation are those of the latents of the training rows, per channel, so that what is diffused has mean 0 and deviation 1.
 
-    Raises: ConfigError for data that cannot be encoded once for all, DataError where they cannot be read, DiskError where the cache cannot
-    be written.
+    Raises: ConfigError for data that cannot be encoded once for all, or are latents of another autoencoder; DataError where they cannot be
+    read, DiskError where the cache cannot be written.
     """
-    if isinstance(dataset.samples, Latents):
-        return dataset
     card = dataset.card
+    if isinstance(dataset.samples, Latents):
+        if dataset.samples.maker != _maker(through):
+            raise ConfigError(f"autoencoder: {card.name} were encoded by another one; give the data themselves, or that autoencoder")
+        return dataset
     problems = [*other_data("autoencoder", through.codec, card), *refusals(dataset)]
     if tuple(card.shape) != through.autoencoder.shape:
         problems.append(
@@ -171,7 +174,7 @@ def in_latents(
     key, about = _keyed(dataset, through)
     path = (cache or folder()) / "latents" / key
     _fill(dataset, through, path, about, say, world or World())
-    store = Latents(path)
+    store = Latents(path, {name: about[name] for name in ("autoencoder", "codec")})
     mean, std, low, high = _statistics(store, dataset.train_rows)
     latent = replace(
         card, name=f"{card.name} in latents", kind="array", shape=store.shape[1:], dtype="float32", low=low, high=high, mean=mean, std=std,
@@ -180,14 +183,16 @@ def in_latents(
     return replace(dataset, card=latent, samples=store, flip=False)
 
 
-def _keyed(dataset: Dataset, through: Through) -> tuple[str, dict[str, Any]]:
-    """The latents' fingerprint, and what it is of."""
+def _maker(through: Through) -> dict[str, Any]:
+    """Which autoencoder it is, by its weights, its settings and the codec of its data."""
     weights = {name: tensor.cpu() for name, tensor in through.autoencoder.state_dict().items()}
     settings = json.dumps(through.autoencoder.described(), sort_keys=True)
-    about = {
-        "version": VERSION, "data": dataset.card.fingerprint, "autoencoder": digest_of(weights, settings), "codec": to_dict(through.codec),
-        "flip": dataset.flip, "count": len(dataset),
-    }  # fmt: skip
+    return {"autoencoder": digest_of(weights, settings), "codec": to_dict(through.codec)}
+
+
+def _keyed(dataset: Dataset, through: Through) -> tuple[str, dict[str, Any]]:
+    """The latents' fingerprint, and what it is of."""
+    about = {"version": VERSION, "data": dataset.card.fingerprint, **_maker(through), "flip": dataset.flip, "count": len(dataset)}
     return digest_of({}, json.dumps(about, sort_keys=True)), about
 
 

@@ -39,6 +39,7 @@ from ddpm.training.left import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, check_compiler, choose, device_of
 from ddpm.training.optimizers import build_optimizer
+from ddpm.training.origin import Origin, keep_origin
 from ddpm.training.preview import loss_figure, model_card
 from ddpm.training.same_data import check_data
 from ddpm.training.state import RunState, compare, versions, write_request
@@ -182,6 +183,7 @@ def _trainer(
     config: TrainConfig,
     network: nn.Module | None,
     data: Dataset | None,
+    origin: Origin | None,
     run: Path,
     world: World,
     stack: ExitStack,
@@ -194,15 +196,18 @@ def _trainer(
     require(dataset, config.batch)
     dataset = with_given(dataset, config.given)
     dataset = tokenised(dataset, config.text, config.conditional, say, world, device_of(config.device))
-    through = None
-    if config.autoencoder is not None:
+    through = origin.through if origin is not None else None
+    if through is None and config.autoencoder is not None:
         through = load_through(config.autoencoder, dataset)
+    if through is not None:
         through.autoencoder.to(device_of(config.device))  # data are encoded where there is an accelerator
         dataset = in_latents(dataset, through, say, world=world)
     config = measured(replace(config, out=str(run)), dataset.card, own=network is not None)
-    if (base := load_base(config.cascade)) is not None:
+    if (base := load_base(config.cascade) if origin is None else origin.denoiser.base) is not None:
         check_base(base, dataset.card)
     denoiser = build_denoiser(config, dataset.card, network, through, base)
+    if origin is not None:
+        denoiser.recode(origin.denoiser.codec)  # whatever the data at hand would ask for: the weights know that space
     dataset = with_low(dataset, denoiser)
     machine = choose(config.device, config.precision, config.threads, sum(p.numel() for p in denoiser.parameters()))
     world.device = machine.device
@@ -211,6 +216,8 @@ def _trainer(
         checkpointable(denoiser.network)
     world.on_main(lambda: take(run, stack, say))
     saved = _newest(run, world, say)
+    if origin is not None:
+        world.on_main(lambda: keep_origin(run, origin))
     shards = logical_shards(config, saved.document("state").get("shards", 1) if saved else None, world.size, say)
     plain = template(denoiser) if config.parallel == "fsdp" and world.size > 1 and not config.sharded_save else None
     state = _state(config, dataset, machine, denoiser, world)
@@ -246,12 +253,14 @@ def train(
     quiet: bool = False,
     command: str | None = None,
     trackers: Sequence[Tracker] = (),
+    origin: Origin | None = None,
 ) -> Finished:
     """Train, or resume, the run that the settings describe, and leave everything about it in its folder.
 
     network: your own module, called as network(x, c_noise, cond), instead of config.network. data: a `Dataset` (see
     `ddpm.data.from_arrays`) instead of config.data. command: what a person types to resume, for messages. trackers: your own, beside
-    those of config.track. Returns the run folder and the trained denoiser.
+    those of config.track. origin: what the run is distilled from, whose autoencoder, base and codec it has. Returns the run folder and the
+    trained denoiser.
 
     After parallel = "fsdp" the denoiser is a whole one on the host of every process, while your own module stays in parts; with
     sharded_save the denoiser stays so too, and all processes must call it together.
@@ -272,7 +281,7 @@ def train(
             print(message, file=sys.stderr, flush=True)
 
     with world.guard(lambda: last_checkpoint(run)), ExitStack() as stack:
-        trainer, plain = _trainer(config, network, data, run, world, stack, say)
+        trainer, plain = _trainer(config, network, data, origin, run, world, stack, say)
         config, state = trainer.config, trainer.state
         began = state.step
         with Stop(echo=2.0 if world.size > 1 else 0.0) as stop, _logbook(run, config, state, world, quiet, tracked) as log:

@@ -59,6 +59,7 @@ FREE = {
     "autoencoder",  # likewise: its weights are in the latents' fingerprint
     "cascade.base",  # likewise: its weights are in the checkpoint
     "text",  # likewise: what its tokens depend on is in config.json
+    "loss.teacher",  # likewise: the run's folder has a copy, which is compared
     "data.labels",
     "data.max_pixels",
     "data.on_bad_image",

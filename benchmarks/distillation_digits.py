@@ -1,0 +1,251 @@
+"""The digits part of distillation.py: a teacher, its students and its solvers, each in a process of its own; what is found is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from distillation_figure import figure
+from torch import Tensor
+
+from ddpm.config import Layer, resolve
+from ddpm.data import open_data
+from ddpm.denoiser import NetworkDenoiser
+from ddpm.distillation import Consistency, ContinuousConsistency, Distillation, DistillConfig, Matching, Progressive, distill
+from ddpm.errors import ConfigError
+from ddpm.evaluation.extractors import Learned
+from ddpm.evaluation.report import Evaluator
+from ddpm.process import Grid, Level, LogSNR, Trailing
+from ddpm.sampling import DDIM, PRESETS, Ancestral, Sampler, sample, steps_for
+from ddpm.training import FAMILIES, Finished, TrainConfig, load, train
+from ddpm.training.checkpoints.checkpoint import newest
+from ddpm.training.checkpoints.storage import replace_text
+from ddpm.training.config import OptimizerSettings
+from ddpm.training.recipes import recipe
+
+METHODS: dict[str, Distillation] = {
+    "progressive": Progressive(),
+    "consistency": Consistency(),
+    "consistency, from data": Consistency(source="data"),
+    "consistency, from data, squared": Consistency(source="data", huber=1.0),
+    "continuous": ContinuousConsistency(),
+    "continuous, from data": ContinuousConsistency(source="data"),
+    "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
+    "matching": Matching(),
+}
+PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 9, "continuous, from data": 8, "matching": 7}
+PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 8}
+RATES = {Progressive: 2e-3, Consistency: 2e-3, ContinuousConsistency: 1e-3, Matching: 1e-3}  # learning rates
+FEW = 1000  # updates below which consistency goes through 4 stages instead of 7
+COUNTS = (1, 2, 4)  # steps of students
+CALLS = (1, 2, 4, 8, 16, 32)  # of solvers; beyond 16 DDIM alone
+SOLVERS: dict[str, Sampler] = {"ddim": DDIM(), **{one.name: one.value for one in PRESETS if one.name in ("dpm++2m", "unipc", "adams")}}
+GRIDS: dict[str, Grid] = {"trailing": Trailing(), "level": Level(), "log-SNR": LogSNR()}
+BLOCK = 1000  # samples of the chain that are one job
+Rows = dict[str, dict[str, Any]]
+Job = Callable[[], Rows]
+SAME = ("teacher_steps", "student_batch", "lr", "reference", "n", "seed")  # what rows of one folder have in common
+
+
+def settings(args: argparse.Namespace) -> TrainConfig:
+    """The teacher: the digits recipe, for longer."""
+    base = resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES)
+    return replace(
+        base, out=str(args.folder / "teacher"), steps=args.teacher_steps, preview=0, monitor=False, threads=args.threads, seed=args.seed
+    )
+
+
+class Student(NamedTuple):
+    """A run of a method, and the numbers of steps it is scored at."""
+
+    method: str
+    counts: tuple[int, ...]
+    config: DistillConfig
+
+    @property
+    def keys(self) -> list[str]:
+        """Of its rows."""
+        return [f"{self.method}, {count}" for count in self.counts]
+
+
+def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
+    """The runs of a method: one for each number of steps where it needs them, else one for all. Each may cost a fifth of the teacher."""
+    method, teacher = METHODS[name], settings(args)
+    for counts in [(count,) for count in COUNTS] if isinstance(method, Progressive | Matching) else [COUNTS]:
+        steps = counts[0]
+        rounds = int(math.log2((32 if steps > 2 else 16) // steps)) if isinstance(method, Progressive) else 1
+        updates = max(1, teacher.steps * 3 * teacher.batch // (5 * args.student_batch * PASSES[name] * rounds))
+        if isinstance(method, Consistency) and updates < FEW:
+            method = replace(method, stages=4)
+        optimizer = OptimizerSettings(lr=args.lr or RATES[type(method)], warmup=min(20, updates // 5), decay="cosine")
+        folder = f"{name.replace(', ', '-').replace(' ', '-')}{steps if len(counts) == 1 else ''}"
+        yield Student(name, counts, DistillConfig(
+            method=method, steps=steps, rounds=rounds, updates=updates, batch=args.student_batch, preview=0, optimizer=optimizer,
+            out=str(args.folder / folder), threads=args.threads, seed=args.seed, checkpoint_every=updates, cond_dropout=0.0,
+        ))  # fmt: skip
+
+
+class Judge:
+    """The distance of samples of the digits, classes dealt as in the data."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, data = args, open_data(settings(args).data)
+        self.evaluator = Evaluator(data, Learned.of(data, cache=args.folder, say=print))
+        self.cond = self.evaluator.conditions(args.n, 0, frozenset({"class"}), torch.device("cpu"))
+
+    def draw(self, denoiser: Any, first: int = 0, most: int | None = None, **how: Any) -> Tensor:
+        """Samples number first, ..., at most so many of them; they do not depend on how many there are."""
+        count: int = min(self.args.n - first, most or self.args.n)
+        cond = {key: value[first : first + count] for key, value in (self.cond or {}).items()}
+        return sample(denoiser, count, first=first, cond=cond, seed=self.args.seed, batch=500, **how)
+
+    def row(self, samples: Tensor, **about: Any) -> dict[str, Any]:
+        """The distance with its interval, None where there are too few samples for one, and what is to be kept beside it."""
+        found = self.evaluator.frechet(samples)._asdict()
+        return {**{key: value if math.isfinite(value) else None for key, value in found.items()}, **about}
+
+
+def ended(finished: Finished) -> NetworkDenoiser:
+    """What a run came to; RuntimeError where it was stopped."""
+    if finished.code:
+        raise RuntimeError(f"{finished.run}: stopped; the same call goes on")
+    return finished.denoiser
+
+
+def taught(args: argparse.Namespace) -> Rows:
+    """Train the teacher, or go on; the CPU seconds of the whole, by those of the steps done now where it went on."""
+    saved = newest(args.folder / "teacher")
+    left = 1.0 - (saved.step if saved else 0) / args.teacher_steps
+    began = time.process_time()
+    ended(train(settings(args), quiet=True))
+    return {"teacher": {"seconds": round((time.process_time() - began) / left, 1) if left else None, "steps": args.teacher_steps}}
+
+
+def chain(args: argparse.Namespace, first: int) -> Rows:
+    """Samples of the teacher's own chain, kept in the folder."""
+    samples = Judge(args).draw(load(args.folder / "teacher"), first, BLOCK, steps=args.reference, sampler=Ancestral())
+    np.save(args.folder / f"chain-{first}.npy", samples.numpy())
+    return {}
+
+
+def solved(args: argparse.Namespace, calls: int) -> Rows:
+    """The teacher by every solver on every grid that has a plan of so many calls."""
+    judge, teacher, rows = Judge(args), load(args.folder / "teacher"), dict[str, dict[str, Any]]()
+    for name, solver in SOLVERS.items():
+        for place, grid in GRIDS.items():
+            if calls > 16 and name != "ddim":
+                continue
+            began = time.process_time()
+            try:
+                samples = judge.draw(teacher, steps=steps_for(solver, calls), sampler=solver, grid=grid)
+            except ConfigError:
+                continue
+            drawn = round(time.process_time() - began, 1)
+            rows[f"{name} on {place}, {calls}"] = judge.row(samples, calls=calls, seconds=drawn, share=None, kind="solver")
+    return rows
+
+
+def distilled(args: argparse.Namespace, one: Student, seconds: float | None) -> Rows:
+    """Distil, draw and score; what was cut short begins again, so that its cost is that of the whole."""
+    shutil.rmtree(str(one.config.out), ignore_errors=True)
+    began = time.process_time()
+    denoiser = ended(distill(args.folder / "teacher", one.config, quiet=True))
+    cost, judge = time.process_time() - began, Judge(args)
+    about = {"seconds": round(cost, 1), "share": round(cost / seconds, 3) if seconds else None, "kind": one.method}
+    return {key: judge.row(judge.draw(denoiser, steps=n), calls=n, **about) for key, n in zip(one.keys, one.counts, strict=True)}
+
+
+class Kept:
+    """The rows of a folder, written as they are found; SystemExit where the folder is of other settings."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        self.path, about = args.folder / "rows.json", {key: getattr(args, key) for key in SAME}
+        held = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"about": about, "rows": {}}
+        if held["about"] != about:
+            raise SystemExit(f"{self.path}: is of {held['about']}, not {about}; use another --folder")
+        self.held, self.rows = held, held["rows"]
+
+    def add(self, rows: Rows) -> None:
+        """Remember on disk."""
+        self.rows.update(rows)
+        replace_text(self.path, json.dumps(self.held, indent=1) + "\n")
+
+
+def jobs(args: argparse.Namespace, rows: Rows) -> Iterator[Job]:
+    """What is missing, the longest first."""
+    if "chain" not in rows:
+        yield from (partial(chain, args, k) for k in range(0, args.n, BLOCK) if not (args.folder / f"chain-{k}.npy").is_file())
+    every = [one for name in args.methods for one in students(args, name)]
+    yield from (partial(distilled, args, one, rows["teacher"]["seconds"]) for one in every if not rows.keys() >= set(one.keys))
+    yield from (partial(solved, args, calls) for calls in reversed(CALLS) if not solvers(rows, calls))
+
+
+def done(job: Job) -> Rows:
+    """What a process does."""
+    return job()
+
+
+def solvers(rows: Rows, calls: int) -> dict[str, float]:
+    """The distances of the teacher by every solver at so many calls."""
+    return {name: row["value"] for name, row in rows.items() if row.get("kind") == "solver" and row["calls"] == calls}
+
+
+def told(name: str, row: dict[str, Any], whole: float) -> str:
+    """A line of the table: the distance and its interval over that of the chain, and the cost."""
+    span = "uncorrected" if row["low"] is None else f"[{row['low'] / whole:.2f}, {row['high'] / whole:.2f}]"
+    cost = "" if row["share"] is None else f"; {row['share']:.2f} of the teacher's CPU time"
+    return f"{name:<46} {row['value'] / whole:8.2f} {span} of the chain's{cost}"
+
+
+def table(args: argparse.Namespace, rows: Rows, judge: Judge) -> None:
+    """The teacher's chain, its best solver at every number of calls, and the students."""
+    whole, held = rows["chain"]["value"], judge.evaluator.real(args.n)
+    print(f"teacher: {args.teacher_steps} steps, {rows['teacher']['seconds']} s of CPU; {args.reference} ancestral steps: {whole:.4g}")
+    if held is not None and math.isfinite(held.estimates["frechet"].low):
+        print(f"real data, unseen: {held.estimates['frechet'].value / whole:.2f} of the chain's")
+    else:
+        count = len(judge.evaluator.dataset.held_rows)
+        print(f"real data, unseen: left out, {count} held-out rows are too few to correct a distance that depends on how many there are")
+    for calls in CALLS:
+        found = solvers(rows, calls)
+        best = min(found, key=found.__getitem__)
+        print(told(f"teacher, {best} (best of {len(found)})", rows[best], whole))
+    for name in args.methods:
+        for count in COUNTS:
+            print(told(f"{name}, {count}", rows[f"{name}, {count}"], whole))
+
+
+def digits(args: argparse.Namespace) -> Rows:
+    """Every method on the digits, at one, two and four steps; what the folder knows is not done again."""
+    kept, context = Kept(args), multiprocessing.get_context("spawn")
+
+    def run(work: Iterator[Job]) -> None:
+        with context.Pool(args.processes, maxtasksperchild=1) as pool:  # each job in a fresh process
+            for found in pool.imap_unordered(done, work):
+                kept.add(found)
+                for name, row in found.items():
+                    print(f"{name}: {json.dumps(row)}", flush=True)
+
+    if "teacher" not in kept.rows:
+        run(iter([partial(taught, args)]))
+    judge = Judge(args)  # trains the encoder once
+    run(jobs(args, kept.rows))
+    if "chain" not in kept.rows:
+        drawn = [torch.from_numpy(np.load(args.folder / f"chain-{k}.npy")) for k in range(0, args.n, BLOCK)]
+        kept.add({"chain": judge.row(torch.cat(drawn), calls=args.reference, seconds=None, share=None, kind="chain")})
+    table(args, kept.rows, judge)
+    if args.figure:
+        best = {calls: min(found.values()) for calls in CALLS if (found := solvers(kept.rows, calls))}
+        figure(kept.rows, best, args.methods, args.reference, args.figure)
+    return kept.rows
