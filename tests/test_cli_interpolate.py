@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm.cli import main
-from ddpm.data.one import read_one
+from ddpm.data.single_sample import read_one
 from ddpm.denoiser import Codec
 from ddpm.errors import DataError
 from ddpm.objective import LearnedSchedule

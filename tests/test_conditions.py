@@ -13,7 +13,7 @@ import torch
 
 import ddpm
 from ddpm.cli.sample import vector_of
-from ddpm.data.labels import match, read_lines
+from ddpm.data.label_files import match, read_lines
 from ddpm.denoiser import Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError
 from ddpm.networks.embeddings import Embedding

@@ -19,7 +19,7 @@ from ddpm.denoiser import Codec
 from ddpm.denoiser.exact import gaussian
 from ddpm.networks.config import MLPConfig
 from ddpm.objective import Denoising
-from ddpm.objective.loss import VariationalBound
+from ddpm.objective.settings import VariationalBound
 from ddpm.objective.times import LogNormalSigma, Stratified
 from ddpm.process import Cosine, Linear, Process, Straight
 from ddpm.training import Trainer, train

@@ -16,7 +16,7 @@ import ddpm
 from ddpm.cli import main
 from ddpm.denoiser import Codec, Cond, Denoiser, Prediction
 from ddpm.process import At, Cosine, Process
-from ddpm.training.health.heed import heed, pairs
+from ddpm.training.health.condition_use import heed, pairs
 from ddpm.training.health.monitor import Monitor
 from ddpm.training.held_out import held_out_loss
 from ddpm.training.logbook import read_metrics

@@ -22,7 +22,7 @@ from ddpm.cli import app
 from ddpm.errors import ConfigError, DataError, DDPMError, DiskError, DistributedError
 from ddpm.training.distributed.parallel import Pass
 from ddpm.training.distributed.world import World
-from ddpm.training.left import last_checkpoint
+from ddpm.training.leftovers import last_checkpoint
 from ddpm.training.run import logical_shards
 from many import Many, alive, fault, numbers
 from small_runs import environment, settings, table, trainer_for

@@ -140,7 +140,7 @@ def image_of(text: str, model: NetworkDenoiser, channels: int, run: str) -> torc
     """The condition image (1, Ci, *axes), or of an array of them (M, Ci, *axes), that a text names."""
     import torch
 
-    from ddpm.data.one import read_one
+    from ddpm.data.single_sample import read_one
     from ddpm.training.classifier import run_data
     from ddpm.training.state import open_run
 
@@ -161,7 +161,7 @@ def small_of(text: str, model: NetworkDenoiser) -> torch.Tensor | None:
     """What a picture of the very size that is given says, where it has that size."""
     import torch
 
-    from ddpm.data.one import read_one
+    from ddpm.data.single_sample import read_one
 
     assert model.given is not None
     size = _size(text)
@@ -203,7 +203,7 @@ def beside_of(text: str, shape: tuple[int, ...], channels: int, settings: DataSe
     import torch
 
     from ddpm.data.beside import image_condition
-    from ddpm.data.one import read_one, read_picture
+    from ddpm.data.single_sample import read_one, read_picture
     from ddpm.denoiser import Codec
 
     size = _size(text)

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     from ddpm.data.mask import read_mask, refuse_other_size
     from ddpm.data.names import is_picture
-    from ddpm.data.one import read_one
+    from ddpm.data.single_sample import read_one
     from ddpm.sampling import sample
     from ddpm.training.machine import choose
     from ddpm.training.state import load_with_card

@@ -11,7 +11,7 @@ from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
 from ddpm.data.settings import DataSettings
 
 if TYPE_CHECKING:
-    from ddpm.training.health.heed import Heed
+    from ddpm.training.health.condition_use import Heed
 
 HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read; or of a run, what its model
 is and whether it heeds each of its conditions.
@@ -62,7 +62,7 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     from ddpm.errors import DataError
     from ddpm.evaluation.scored import card_of
     from ddpm.training.classifier import run_data
-    from ddpm.training.health.heed import heed
+    from ddpm.training.health.condition_use import heed
     from ddpm.training.latents import card_fingerprint, diffused
     from ddpm.training.state import load_with_card, open_run
 

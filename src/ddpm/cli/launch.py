@@ -53,7 +53,7 @@ def launch(words: Sequence[str], run: Path, processes: int, restarts: int = 0, g
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from ddpm.training.distributed.parent import LAUNCHED
-    from ddpm.training.left import last_checkpoint
+    from ddpm.training.leftovers import last_checkpoint
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the end is told once, below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

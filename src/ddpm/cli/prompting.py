@@ -104,7 +104,7 @@ class Prompting:
         import torch
 
         from ddpm.data.beside import image_condition
-        from ddpm.data.one import read_one
+        from ddpm.data.single_sample import read_one
         from ddpm.denoiser import LatentCodec
 
         assert self.like is not None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.labels import Labels, Line, match, read_lines
+from ddpm.data.label_files import Labels, Line, match, read_lines
 from ddpm.data.names import Places, natural
 from ddpm.data.settings import DataSettings
 from ddpm.errors import DataError

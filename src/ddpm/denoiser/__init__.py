@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ddpm.denoiser.exact import Mixture as Mixture
     from ddpm.denoiser.exact import finite as finite
     from ddpm.denoiser.exact import gaussian as gaussian
-    from ddpm.denoiser.twice import Twice as Twice
+    from ddpm.denoiser.self_conditioning import Twice as Twice
 
 _MODULES = {  # these need torch, and are imported when first asked for
     **dict.fromkeys(("Base", "enlarged", "factors", "told"), "ddpm.denoiser.cascade"),
@@ -55,7 +55,7 @@ _MODULES = {  # these need torch, and are imported when first asked for
     ),
     **dict.fromkeys(("Mixture", "finite", "gaussian"), "ddpm.denoiser.exact"),
     **dict.fromkeys(("prompts", "references"), "ddpm.denoiser.asking"),
-    "Twice": "ddpm.denoiser.twice",
+    "Twice": "ddpm.denoiser.self_conditioning",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, setting
 from ddpm.denoiser.student import Student
-from ddpm.objective.loss import LossSettings
+from ddpm.objective.settings import LossSettings
 from ddpm.objective.times import Times, UniformTimes
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm.errors import ConfigError
 from ddpm.networks import fused
-from ddpm.networks.circle import Circular
+from ddpm.networks.periodic import Circular
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm.networks.blocks import Part, conv, repeat
-from ddpm.networks.circle import around
+from ddpm.networks.periodic import around
 
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 ENOUGH = 256  # positions (batch times sizes) from which the transposed convolution pays for making its weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LearnedSchedule, LossSettings, Stepwise, VariationalBound
+from ddpm.objective.settings import LOSSES, Denoising, Hybrid, LearnedSchedule, LossSettings, Stepwise, VariationalBound
 from ddpm.objective.times import TIMES, LogitNormal, LogNormalSigma, Stratified, Times, UniformTimes
 from ddpm.objective.weighting import P2, WEIGHTINGS, Bound, EDMWeighting, LevelWeighting, MinSNR, Sigmoid, Simple, Target, Weighting
 

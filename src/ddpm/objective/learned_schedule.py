@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.denoiser import Cond, Denoiser
-from ddpm.objective.loss import LearnedSchedule
 from ddpm.objective.losses import Draws, Loss, target_error
+from ddpm.objective.settings import LearnedSchedule
 from ddpm.process import LogSNRTable, Process, log_snr_ends
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.objective.bound import chain_length, decoder_nll, mean_flat, reverse_mean, reverse_variance, step_instants, step_term, term_at
-from ddpm.objective.loss import Denoising, Hybrid, Stepwise, VariationalBound
+from ddpm.objective.settings import Denoising, Hybrid, Stepwise, VariationalBound
 from ddpm.objective.times import UniformTimes
 from ddpm.process import Process
 

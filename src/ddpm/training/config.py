@@ -11,7 +11,7 @@ from ddpm.denoiser.clock import CLOCKS, Clock
 from ddpm.denoiser.given import GIVENS, Given
 from ddpm.denoiser.parameterization import PARAMETERIZATIONS, Parameterization, PosteriorMean, V, legal
 from ddpm.networks.config import AutoencoderConfig, MLPConfig, UNetConfig
-from ddpm.objective.loss import LOSSES, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
+from ddpm.objective.settings import LOSSES, Denoising, Hybrid, LossSettings, Stepwise, VariationalBound
 from ddpm.objective.times import TIMES, Times
 from ddpm.objective.weighting import WEIGHTINGS, Weighting
 from ddpm.process import SCHEDULES, Cosine, Schedule

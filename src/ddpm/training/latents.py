@@ -22,10 +22,10 @@ from ddpm.errors import ConfigError
 from ddpm.networks import pretrained
 from ddpm.random import normals
 from ddpm.training.autoencoder import Through, load_autoencoder
-from ddpm.training.cached import fill, place
 from ddpm.training.cascade import other_data, with_low
 from ddpm.training.distributed.world import World
 from ddpm.training.given import with_given
+from ddpm.training.row_cache import fill, place
 from ddpm.training.state import digest_of
 from ddpm.training.tokens import told_by
 

@@ -24,7 +24,6 @@ from ddpm.networks.blocks import checkpointable
 from ddpm.training.averaging.ema import PowerEMA
 from ddpm.training.averaging.snapshots import drop_after
 from ddpm.training.build import build_denoiser, describe, measured, refuse_autoencoder
-from ddpm.training.carried import carry_on
 from ddpm.training.cascade import check_base, load_base, with_low
 from ddpm.training.checkpoints import checkpoint
 from ddpm.training.checkpoints.checkpoint import Checkpoint
@@ -35,12 +34,13 @@ from ddpm.training.folder import check_room, take, turned_back
 from ddpm.training.given import with_given
 from ddpm.training.initial import start_from
 from ddpm.training.latents import in_latents, load_through
-from ddpm.training.left import last_checkpoint
+from ddpm.training.leftovers import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, check_compiler, choose, device_of
 from ddpm.training.optimizers import build_optimizer
 from ddpm.training.origin import Origin, keep_origin
 from ddpm.training.preview import loss_figure, model_card
+from ddpm.training.resumed_parts import carry_on
 from ddpm.training.same_data import check_data
 from ddpm.training.state import RunState, compare, versions, write_request
 from ddpm.training.stop import Stop

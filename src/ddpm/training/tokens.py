@@ -19,8 +19,8 @@ from ddpm.errors import ConfigError, DataError
 from ddpm.networks.encoders import EncoderSettings
 from ddpm.networks.encoders.encoder import Encoder, open_encoder
 from ddpm.networks.encoders.words import vocabulary
-from ddpm.training.cached import fill, place
 from ddpm.training.distributed.world import World
+from ddpm.training.row_cache import fill, place
 from ddpm.training.state import digest_of
 from ddpm.training.text import TextSettings
 

@@ -23,12 +23,12 @@ from ddpm.training.config import TrainConfig
 from ddpm.training.distributed.parallel import Gradients, Pass, clip, is_sharded
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Batch, Feed
-from ddpm.training.health.heed import heed
+from ddpm.training.health.condition_use import heed
 from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
 from ddpm.training.health.spikes import roll_back
 from ddpm.training.held_out import gaussian_floor, gaussian_floors, held_out_loss, held_out_objective
-from ddpm.training.left import last_checkpoint
+from ddpm.training.leftovers import last_checkpoint
 from ddpm.training.logbook import Logbook, Unlogged
 from ddpm.training.machine import Machine, executed
 from ddpm.training.prefetch import Key, Prefetch, choose_ahead

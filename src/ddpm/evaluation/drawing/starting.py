@@ -75,10 +75,10 @@ class Starting:
 
 
 def encoded(text: str, model: NetworkDenoiser) -> torch.Tensor:
-    """The sample that `text` names (`ddpm.data.one.read_one`), (*D) in the space the model diffuses in, float32 on its device."""
+    """The sample that `text` names (`ddpm.data.single_sample.read_one`), (*D) in the space the model diffuses in, float32 on its device."""
     import torch
 
-    from ddpm.data.one import read_one
+    from ddpm.data.single_sample import read_one
 
     raw = torch.from_numpy(read_one(text, model.data_shape, model.codec))
     return model.codec.encode(raw[None])[0].to(torch.float32).to(next(model.parameters()).device)

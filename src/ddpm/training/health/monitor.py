@@ -19,8 +19,8 @@ from ddpm.objective import Draws, Loss
 from ddpm.process import At
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Feed, conditions, encoded
+from ddpm.training.health.condition_use import Heed
 from ddpm.training.health.drift import Profile, drift, profile, reference_rows
-from ddpm.training.health.heed import Heed
 from ddpm.training.held_out import binned
 
 ROWS = 16  # samples a bin's gradient is taken over
