@@ -11,10 +11,10 @@ from ddpm.config import Layer, Parser, add_flags, flags_layer, resolve
 from ddpm.data.settings import DataSettings
 
 if TYPE_CHECKING:
-    from ddpm.training.health.condition_use import Heed
+    from ddpm.training.health.condition_use import ConditionUse
 
 HELP = """Show the data card of a data set: shape, units, range, classes, duplicates, what cannot be read; or of a run, what its model
-is and whether it heeds each of its conditions.
+is and whether it uses each of its conditions.
 
   ddpm inspect photos/              a folder; also .zip, .tar(.gz/.xz), .npy, .npz, .safetensors, digits, hf:NAME
   ddpm inspect photos/ --size 64 --crop centre
@@ -62,21 +62,21 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     from ddpm.errors import DataError
     from ddpm.evaluation.scored import card_of
     from ddpm.training.classifier import run_data
-    from ddpm.training.health.condition_use import heed
+    from ddpm.training.health.condition_use import condition_use
     from ddpm.training.latents import card_fingerprint, diffused
     from ddpm.training.state import load_with_card, open_run
 
     saved = open_run(run)
     settings = resolve(DataSettings, [Layer("the run", to_dict(run_data(saved))), typed])
     model, document = load_with_card(run)
-    found: Heed | None = None
+    found: ConditionUse | None = None
     if model.meaning == "mean" and model.conditions:
         opened = open_data(settings)
         own = card_of(run)
         if own is not None and (own.fingerprint, own.held_out) != (card_fingerprint(opened, model), opened.card.held_out):
             raise DataError(f"{opened.card.name}: not the data, or not the split, that {run} was trained on; name those with --data")
         data = diffused(opened, model)
-        found = heed(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
+        found = condition_use(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
     about = facts(run, saved.step, model, document)
     if as_json:
         print(json.dumps({**about, "condition": None if found is None else _numbers(found)}, indent=1))
@@ -92,10 +92,10 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     return 0
 
 
-def _numbers(found: Heed) -> dict[str, Any]:
+def _numbers(found: ConditionUse) -> dict[str, Any]:
     """What conditions are worth, for JSON: all together, and under "keys" each by itself."""
-    keys = {key: {**one._asdict(), "heeds": one.heeds} for key, one in found.keys.items()}
-    return {"own": found.own, "hidden": found.hidden, **found.all._asdict(), "heeds": found.heeds, "bins": found.bins, "keys": keys}
+    keys = {key: {**one._asdict(), "used": one.used} for key, one in found.keys.items()}
+    return {"own": found.own, "hidden": found.hidden, **found.all._asdict(), "used": found.used, "bins": found.bins, "keys": keys}
 
 
 def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str, str]:
@@ -123,7 +123,7 @@ def facts(run: str, step: int, model: Any, document: dict[str, Any]) -> dict[str
     }
 
 
-def table(found: Heed) -> str:
+def table(found: ConditionUse) -> str:
     """The losses by log-SNR bin and altogether."""
     rows: list[tuple[str, ...]] = [LEVELS]
     for name, (own, hidden, other) in [*found.bins.items(), ("all", (found.own, found.hidden, found.all.other))]:

@@ -23,7 +23,7 @@ from ddpm.training.config import TrainConfig
 from ddpm.training.distributed.parallel import Gradients, Pass, clip, is_sharded
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Batch, Feed
-from ddpm.training.health.condition_use import heed
+from ddpm.training.health.condition_use import condition_use
 from ddpm.training.health.monitor import Monitor, bin_gradients
 from ddpm.training.health.non_finite import EVERYWHERE, OVERFLOW, Health, cause
 from ddpm.training.health.spikes import roll_back
@@ -217,8 +217,8 @@ class Trainer:
         found = None
         if self.config.monitor:
             with swapped(self.denoiser, self.state.ema.weights):
-                found = heed(self.denoiser, self.dataset, self.keys, own=result, autocast=self.machine.autocast, world=self.world)
-            lines += self.monitor.heeded(self.state.step, found)
+                found = condition_use(self.denoiser, self.dataset, self.keys, own=result, autocast=self.machine.autocast, world=self.world)
+            lines += self.monitor.condition_used(self.state.step, found)
         for line in lines:
             say(line)
         return {

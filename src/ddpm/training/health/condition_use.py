@@ -1,4 +1,4 @@
-"""Does a model heed its condition? The held-out loss with each sample's own condition, with it hidden, and with another sample's.
+"""Does a model use its condition? The held-out loss with each sample's own condition, with it hidden, and with another sample's.
 
 A model that ignores its condition is the classic failure of conditional generation: the loss falls as it should and the samples look well,
 but not like what was asked for. Labels in another order than the samples do it, and so does a condition that says nothing.
@@ -46,7 +46,7 @@ class Gain(NamedTuple):
         return self.pairs >= PAIRS
 
     @property
-    def heeds(self) -> bool:
+    def used(self) -> bool:
         """Whether the own condition is better than another's by more than chance."""
         return self.gain > CERTAIN * self.error
 
@@ -61,7 +61,7 @@ class Gain(NamedTuple):
         return self.error / self.other if self.other else 0.0
 
 
-class Heed(NamedTuple):
+class ConditionUse(NamedTuple):
     """What conditions are worth: all exchanged together, altogether and by log-SNR bin, and each by itself, the others staying.
 
     own: the mean held-out loss with the own conditions; hidden: with none (None: the model knows no answer without). bins: own, hidden and
@@ -75,25 +75,25 @@ class Heed(NamedTuple):
     bins: dict[str, tuple[float, float | None, float]]
 
     @property
-    def heeds(self) -> bool:
-        """Whether every condition of which it can be told is heeded."""
-        return not self.ignored and any(found.heeds for found in self.keys.values())
+    def used(self) -> bool:
+        """Whether every condition of which it can be told is used."""
+        return not self.ignored and any(found.used for found in self.keys.values())
 
     @property
     def ignored(self) -> list[str]:
         """The conditions that make no difference though many samples differ in them."""
-        return [key for key, found in self.keys.items() if found.enough and not found.heeds]
+        return [key for key, found in self.keys.items() if found.enough and not found.used]
 
     def words(self, key: str) -> str:
-        """What is to be said of a condition; where it is not heeded, what to do."""
+        """What is to be said of a condition; where it is not used, what to do."""
         found = self.keys[key]
         if not found.enough:
-            return f"too few rows differ in {key} to tell whether it is heeded: {found.pairs}, {PAIRS} are needed"
-        if found.heeds:
-            return f"heeds its {key}: it saves {found.share:.2%} +- {found.spread:.2%} of the loss"
+            return f"too few rows differ in {key} to tell whether it is used: {found.pairs}, {PAIRS} are needed"
+        if found.used:
+            return f"uses its {key}: it saves {found.share:.2%} +- {found.spread:.2%} of the loss"
         return (
             f"the held-out loss is the same with each sample's own {key} as with another's ({found.share:+.2%} +- {found.spread:.2%} of "
-            f"it): the model does not heed its {key}. {ADVICE.get(key, ADVICE[''])}? If they do, train longer, hide conditions less "
+            f"it): the model ignores its {key}. {ADVICE.get(key, ADVICE[''])}? If they do, train longer, hide conditions less "
             "(--cond-dropout), or let the loss weigh noisy levels more, where conditions count (--loss.weighting)"
         )
 
@@ -113,7 +113,7 @@ ADVICE = {
 }
 
 
-def heed(
+def condition_use(
     denoiser: Denoiser,
     dataset: Dataset,
     keys: frozenset[str],
@@ -123,7 +123,7 @@ def heed(
     hidden: bool = False,
     autocast: torch.dtype | None = None,
     world: World | None = None,
-) -> Heed | None:
+) -> ConditionUse | None:
     """What conditions are worth on up to `samples` held-out samples, evenly among all, at the same noise throughout; None where there are
     none of either, or all have the same conditions.
 
@@ -163,7 +163,7 @@ def heed(
     hidden_loss, hidden_bins = (None, None) if without is None else without.of(differ, denoiser.process)
     table = {name: (own_bins[name], None if hidden_bins is None else hidden_bins[name], other) for name, other in bins.items()}
     single = {next(iter(some)): gain for some, gain in found.items() if len(some) == 1}
-    return Heed(own_loss, hidden_loss, found[keys], single, table)
+    return ConditionUse(own_loss, hidden_loss, found[keys], single, table)
 
 
 def pairs(told: Sequence[NDArray[Any]]) -> tuple[Rows, Rows]:

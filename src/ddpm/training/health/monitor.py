@@ -19,7 +19,7 @@ from ddpm.objective import Draws, Loss
 from ddpm.process import At
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Feed, conditions, encoded
-from ddpm.training.health.condition_use import Heed
+from ddpm.training.health.condition_use import ConditionUse
 from ddpm.training.health.drift import Profile, drift, profile, reference_rows
 from ddpm.training.held_out import binned
 
@@ -139,10 +139,10 @@ class Monitor:
             "not learned these noise levels; train longer, or let the loss weigh them more (--loss.weighting)",
         )
 
-    def heeded(self, step: int, found: Heed | None) -> list[str]:
+    def condition_used(self, step: int, found: ConditionUse | None) -> list[str]:
         """Which of the things a model is told make no difference."""
         ignored = found.ignored if found and step >= self.settled else []
-        return [line for key in ignored if found for line in self.once(f"heed {key}", f"step {step}: {found.words(key)}")]
+        return [line for key in ignored if found for line in self.once(f"condition {key}", f"step {step}: {found.words(key)}")]
 
     def samples(self, step: int, drawn: NDArray[np.generic], dataset: Dataset, classes: int = 0) -> tuple[dict[str, float], list[str]]:
         """How far samples (N, C, ...) are from the data, for the log and in words; classes: they are of so many classes in turn."""

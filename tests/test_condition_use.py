@@ -1,4 +1,4 @@
-"""Whether a model heeds its condition: told by the held-out loss, in training's log and by `ddpm inspect RUN`."""
+"""Whether a model uses its condition: told by the held-out loss, in training's log and by `ddpm inspect RUN`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import ddpm
 from ddpm.cli import main
 from ddpm.denoiser import Codec, Cond, Denoiser, Prediction
 from ddpm.process import At, Cosine, Process
-from ddpm.training.health.condition_use import heed, pairs
+from ddpm.training.health.condition_use import condition_use, pairs
 from ddpm.training.health.monitor import Monitor
 from ddpm.training.held_out import held_out_loss
 from ddpm.training.logbook import read_metrics
@@ -34,7 +34,7 @@ def clouds(shuffled: bool, count: int = 600) -> ddpm.Dataset:
 @pytest.fixture(scope="module", params=[False, True], ids=["right", "shuffled"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Path, str]:
     """A run on either, and what it said."""
-    out = tmp_path_factory.mktemp("heed") / "run"
+    out = tmp_path_factory.mktemp("used") / "run"
     optimizer = ddpm.training.OptimizerSettings(lr=3e-3, warmup=10)
     config = settings(out, steps=200, batch=64, evaluate_every=100, checkpoint_every=200, log_every=50, optimizer=optimizer, ema=0.2)
     with contextlib.redirect_stderr(io.StringIO()) as text:
@@ -44,12 +44,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_fires_on_shuffled_labels_and_is_silent_on_the_right_ones(run: tuple[bool, Path, str]) -> None:
     shuffled, out, said = run
-    assert ("does not heed its class" in said) == shuffled
+    assert ("ignores its class" in said) == shuffled
     last = [row for row in read_metrics(out) if "condition_gain" in row][-1]
     assert last["condition_gain"] == last["condition_gain/class"]
     assert (abs(last["condition_gain"]) < 0.02) if shuffled else (last["condition_gain"] > 0.05)
-    found = heed(ddpm.load(str(out)), clouds(shuffled), frozenset({"class"}), hidden=True)
-    assert found is not None and found.heeds != shuffled
+    found = condition_use(ddpm.load(str(out)), clouds(shuffled), frozenset({"class"}), hidden=True)
+    assert found is not None and found.used != shuffled
     assert found.hidden is not None and (shuffled or found.own < found.hidden < found.all.other)
 
 
@@ -58,9 +58,9 @@ def test_the_loss_of_the_own_condition_is_the_held_out_loss(run: tuple[bool, Pat
     model, data = ddpm.load(str(out)), clouds(shuffled)
     known = held_out_loss(model, data, frozenset({"class"}))
     assert known is not None
-    whole, reused = (heed(model, data, frozenset({"class"}), own=own) for own in (None, known))
+    whole, reused = (condition_use(model, data, frozenset({"class"}), own=own) for own in (None, known))
     assert whole is not None and reused is not None and whole == reused and whole.own == known.loss
-    assert heed(model, data, frozenset()) is None
+    assert condition_use(model, data, frozenset()) is None
 
 
 def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,14 +70,12 @@ def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", str(out)]) == 0
     shown = capsys.readouterr().out
     assert (
-        "another's" in shown and "class, 10: 0, 1, 2" in shown and "WARNING: " in shown and "does not heed its class" in shown
+        "another's" in shown and "class, 10: 0, 1, 2" in shown and "WARNING: " in shown and "ignores its class" in shown
     )  # 4 steps teach nothing
     assert main(["inspect", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["condition"]["heeds"] is False and len(told["condition"]["bins"]) > 3
-    assert (
-        told["condition"]["keys"]["class"]["heeds"] is False and told["condition"]["keys"]["class"]["pairs"] == told["condition"]["pairs"]
-    )
+    assert told["condition"]["used"] is False and len(told["condition"]["bins"]) > 3
+    assert told["condition"]["keys"]["class"]["used"] is False and told["condition"]["keys"]["class"]["pairs"] == told["condition"]["pairs"]
 
 
 class Named(Denoiser):
@@ -107,22 +105,22 @@ def test_data_sorted_by_class_are_seen_evenly() -> None:
     """The first held-out samples of class folders are all of one class, whose conditions tell nothing from each other."""
     data = two(np.repeat([0, 1], 3000))
     assert len(set(data.cond["class"][data.held_rows[:256]])) == 1
-    found = heed(Named(), data, frozenset({"class"}))
-    assert found is not None and found.heeds
+    found = condition_use(Named(), data, frozenset({"class"}))
+    assert found is not None and found.used
     alike = ddpm.from_arrays(np.asarray(data.samples), {"class": np.zeros(6000, dtype=int)}, name="alike")
-    assert heed(Named(), alike, frozenset({"class"})) is None  # nothing to tell apart
+    assert condition_use(Named(), alike, frozenset({"class"})) is None  # nothing to tell apart
 
 
 def test_a_condition_that_is_heeded_does_not_hide_one_that_is_ignored() -> None:
     which = np.arange(2000) % 2
     data = two(which, vector=np.random.default_rng(1).normal(size=(2000, 2)))
-    found = heed(Named(), data, frozenset({"class", "vector"}))
-    assert found is not None and found.all.heeds and found.keys["class"].heeds
-    assert found.ignored == ["vector"] and found.keys["vector"].gain == 0.0 and not found.heeds
+    found = condition_use(Named(), data, frozenset({"class", "vector"}))
+    assert found is not None and found.all.used and found.keys["class"].used
+    assert found.ignored == ["vector"] and found.keys["vector"].gain == 0.0 and not found.used
     assert found.logged()["condition_gain/vector"] == 0.0 < found.logged()["condition_gain/class"]
     monitor = Monitor(settled=0)
-    (line,) = monitor.heeded(3, found)
-    assert "step 3: " in line and "does not heed its vector" in line and monitor.heeded(4, found) == []
+    (line,) = monitor.condition_used(3, found)
+    assert "step 3: " in line and "ignores its vector" in line and monitor.condition_used(4, found) == []
 
 
 def test_partners_differ_where_they_can_and_few_pairs_accuse_nobody() -> None:
@@ -134,11 +132,11 @@ def test_partners_differ_where_they_can_and_few_pairs_accuse_nobody() -> None:
     both = pairs([told, np.arange(100)])  # one of two conditions is enough
     assert len(both[0]) == 100
     rare = two(np.arange(2000) % 100 // 99)  # 1 in 100
-    found = heed(Named(), rare, frozenset({"class"}))
+    found = condition_use(Named(), rare, frozenset({"class"}))
     assert found is not None and not found.keys["class"].enough and found.ignored == []
-    assert found.words("class").startswith("too few rows differ in class") and Monitor(settled=0).heeded(3, found) == []
+    assert found.words("class").startswith("too few rows differ in class") and Monitor(settled=0).condition_used(3, found) == []
     assert found.own < found.all.other  # measured on the pairs that differ alone
     some = two(np.arange(2000) % 8 // 7)  # 1 in 8: more than 20 pairs, and most of the samples in none
-    found = heed(Named(), some, frozenset({"class"}))
-    assert found is not None and 40 < found.all.pairs < 60 and found.heeds
+    found = condition_use(Named(), some, frozenset({"class"}))
+    assert found is not None and 40 < found.all.pairs < 60 and found.used
     assert found.all.share > 0.9  # not diluted by those that are told the same
