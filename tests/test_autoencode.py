@@ -79,7 +79,7 @@ def test_a_stopped_and_resumed_training_has_the_same_bits(
 
 @pytest.mark.parametrize("codes", [0, 32])
 def test_what_has_two_numbers_is_learned(codes: int, tmp_path: Path) -> None:
-    """By command: the copies are much nearer than the mean picture, and the report says what is so."""
+    """By command: the reconstructions are much nearer than the mean picture, and the report says what is so."""
     data = smooth(800)
     np.save(tmp_path / "x.npy", data.samples[:])
     words = ["autoencode", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run"), "--steps", "200", "--batch", "16"]
@@ -92,12 +92,14 @@ def test_what_has_two_numbers_is_learned(codes: int, tmp_path: Path) -> None:
     own = from_arrays(data.samples[:])
     raw = own.batch(own.held_rows)[0]
     with torch.no_grad():
-        copies = through.codec.decode(through.autoencoder.decode(through.autoencoder.posterior(through.codec.encode(raw)).mean)).numpy()
-    error = np.square(copies.astype(float) - raw).mean((1, 2, 3))
+        reconstructions = through.codec.decode(
+            through.autoencoder.decode(through.autoencoder.posterior(through.codec.encode(raw)).mean)
+        ).numpy()
+    error = np.square(reconstructions.astype(float) - raw).mean((1, 2, 3))
     assert abs(report["psnr"] - (10 * np.log10(255**2 / error)).mean()) < 0.05
     assert report["rows"] == "held out" and report["latent_shape"] == [2, 4, 4] and report["smaller"] == 2.0
     assert report["frechet"] < 0.3 * data.card.std[0] ** 2 * 64 and len(report["latents"]["std"]) == 2
-    assert ("codes_used" in report) == bool(codes) and (tmp_path / "run" / "copies.png").is_file()
+    assert ("codes_used" in report) == bool(codes) and (tmp_path / "run" / "reconstructions.png").is_file()
 
 
 def test_a_codebook_begins_with_latents_of_the_data(tmp_path: Path) -> None:

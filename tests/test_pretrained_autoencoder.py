@@ -177,7 +177,7 @@ def test_what_it_loses_is_measured(home: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([*words, "--measure", str(home / "vae")]) == 0
     report = json.loads((tmp_path / "vae" / "report.json").read_text())
     assert report["latent_shape"] == [4, 4, 4] and report["psnr"] > 0 and len(report["latents"]["std"]) == 4
-    assert (tmp_path / "vae" / "copies.png").is_file() and "PSNR" in capsys.readouterr().out
+    assert (tmp_path / "vae" / "reconstructions.png").is_file() and "PSNR" in capsys.readouterr().out
     assert main([*words, "--measure", str(home / "vae"), "--lr", "1", "--steps", "3"]) == 2
     assert "2 problems" in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ HELP = """Train an autoencoder: samples become latents, smaller along each axis,
   ddpm autoencode --data photos/ --size 128 --crop centre --network.mults 1,2,4,4                   8 times smaller along each axis
   ddpm autoencode --measure vae/ --data photos/ --size 128 --crop centre --out runs/vae     trains nothing: what an AutoencoderKL loses
 
-The same command resumes. Afterwards what is lost is measured on held-out samples, and written to report.json and copies.png.
+The same command resumes. Afterwards what is lost is measured on held-out samples, and written to report.json and reconstructions.png.
 """
 
 
@@ -35,7 +35,7 @@ def add(parser: Parser) -> None:
     """The command's arguments."""
     parser.add_argument(
         "--frechet", choices=("own", "raw", "none"), default="own",
-        help="what the distance of the copies is measured on: own: an encoder trained on the data; raw: their entries; none: no distance",
+        help="what their distance from the originals is measured on: own: an encoder trained on the data; raw: their entries; none: no distance",
     )  # fmt: skip
     parser.add_argument(
         "--measure", metavar="FOLDER", default=None,
@@ -89,7 +89,7 @@ def _check_measure(folder: str, config: AutoencodeConfig, typed: Layer) -> None:
 
 
 def _measured(through: Through, dataset: Dataset, how: str, folder: Path, home: str) -> list[str]:
-    """Write report.json and copies.png; what they say, in lines. home: where the autoencoder is."""
+    """Write report.json and reconstructions.png; what they say, in lines. home: where the autoencoder is."""
     from ddpm.evaluation.extractors import Learned, Raw
     from ddpm.evaluation.reconstruction import reconstruction
     from ddpm.training.checkpoints.storage import replace_text
@@ -111,8 +111,8 @@ def _measured(through: Through, dataset: Dataset, how: str, folder: Path, home: 
         lines.append("note: the latents are as many numbers as the sample; fewer --network.latent channels, or one more of --network.mults")
     if "frechet" in found:
         lines.append(
-            f"Frechet distance of the copies from their originals {found['frechet']:.4g}, of one half of the originals from the other "
-            f"{found['frechet_halves']:.4g} (extractor {found['extractor']})"
+            f"Frechet distance of the reconstructions from their originals {found['frechet']:.4g}, of one half of the originals from the "
+            f"other {found['frechet_halves']:.4g} (extractor {found['extractor']})"
         )
     if "codes_used" in found:
         lines.append(f"{found['codes_used']} of {found['codes']} codes used")
@@ -120,15 +120,15 @@ def _measured(through: Through, dataset: Dataset, how: str, folder: Path, home: 
 
 
 def _pictures(through: Through, dataset: Dataset, folder: Path) -> list[Path]:
-    """Originals and copies in turns, where the samples are pictures."""
+    """Originals and reconstructions in turns, where the samples are pictures."""
     import numpy as np
 
     from ddpm.data.export import as_pictures, grid, save_picture
-    from ddpm.evaluation.reconstruction import copied, shown_rows
+    from ddpm.evaluation.reconstruction import reconstructed, shown_rows
     from ddpm.training.preview import limits
 
     raw, _ = dataset.batch(shown_rows(dataset)[1][:16])
-    copies, _ = copied(through.autoencoder, through.codec, raw)
-    pairs = np.stack([raw, copies.numpy()], axis=1).reshape(-1, *raw.shape[1:])
+    reconstructions, _ = reconstructed(through.autoencoder, through.codec, raw)
+    pairs = np.stack([raw, reconstructions.numpy()], axis=1).reshape(-1, *raw.shape[1:])
     pictures = as_pictures(pairs)
-    return [] if pictures is None else [save_picture(grid(pictures, limits(through.codec), columns=8), folder / "copies.png")]
+    return [] if pictures is None else [save_picture(grid(pictures, limits(through.codec), columns=8), folder / "reconstructions.png")]

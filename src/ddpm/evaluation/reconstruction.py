@@ -1,4 +1,4 @@
-"""What an autoencoder loses: copies beside their originals, and what its latents are like."""
+"""What an autoencoder loses: reconstructions beside their originals, and what its latents are like."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ddpm.networks.autoencoder import Autoencoder
 from ddpm.training.latents import at_once
 
 BATCH = 64
-MOST = 2048  # samples that are copied
+MOST = 2048  # samples that are reconstructed
 
 
 def shown_rows(dataset: Dataset) -> tuple[str, Rows]:
-    """The rows that are copied, and their kind: held-out ones where there are any."""
+    """The rows that are reconstructed, and their kind: held-out ones where there are any."""
     rows = dataset.held_rows if len(dataset.held_rows) else dataset.train_rows
     kind = "held out" if len(dataset.held_rows) else "trained on"
     return kind, rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(np.int64)]
 
 
 @torch.inference_mode()
-def copied(autoencoder: Autoencoder, codec: Codec, raw: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """(copies in the data's units, latents) of raw samples (B, *shape), through the mean of q(z | x)."""
+def reconstructed(autoencoder: Autoencoder, codec: Codec, raw: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """(reconstructions in the data's units, latents) of raw samples (B, *shape), through the mean of q(z | x)."""
     device = next(autoencoder.parameters()).device
-    copies, latents = list[Tensor](), list[Tensor]()
+    reconstructions, latents = list[Tensor](), list[Tensor]()
     for some in torch.from_numpy(raw).split(at_once(raw.shape[1:])):
         z = autoencoder.posterior(codec.encode(some).to(torch.float32).to(device)).mean
-        copies.append(codec.decode(autoencoder.decode(z)).cpu())
+        reconstructions.append(codec.decode(autoencoder.decode(z)).cpu())
         latents.append(z.cpu())
-    return torch.cat(copies), torch.cat(latents)
+    return torch.cat(reconstructions), torch.cat(latents)
 
 
 def reach_of(codec: Codec) -> float:
@@ -51,9 +51,9 @@ def reach_of(codec: Codec) -> float:
 def reconstruction(
     autoencoder: Autoencoder, codec: Codec, dataset: Dataset, extractor: Extractor | None, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """PSNR and SSIM of copies, their Frechet distance from the originals where there is an extractor, and the latents' channels.
+    """PSNR and SSIM of reconstructions, their Frechet distance from the originals where there is an extractor, and the latents' channels.
 
-    Copies are compared with their own originals: the distance of exact ones is 0, and nothing is to be corrected for. "frechet_halves",
+    They are compared with their own originals: the distance of exact ones is 0, and nothing is to be corrected for. "frechet_halves",
     between two halves of the originals, says how far apart equally good samples of others lie.
     """
     kind, rows = shown_rows(dataset)
@@ -62,12 +62,12 @@ def reconstruction(
     real: list[Tensor] = []
     for first in range(0, len(rows), BATCH):
         raw, _ = dataset.batch(rows[first : first + BATCH])
-        copies, z = copied(autoencoder, codec, raw)
+        reconstructions, z = reconstructed(autoencoder, codec, raw)
         originals = torch.from_numpy(raw)
-        quality.append((psnr(copies, originals, reach), ssim(copies, originals, reach)))
+        quality.append((psnr(reconstructions, originals, reach), ssim(reconstructions, originals, reach)))
         latents.append(z)
         if extractor is not None:
-            made.append(extractor.features(copies))
+            made.append(extractor.features(reconstructions))
             real.append(extractor.features(originals))
     z = torch.cat(latents).transpose(0, 1).flatten(1)
     loud, alike = (torch.cat(values) for values in zip(*quality, strict=True))
