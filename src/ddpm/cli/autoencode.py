@@ -35,7 +35,7 @@ def add(parser: Parser) -> None:
     """The command's arguments."""
     parser.add_argument(
         "--frechet", choices=("own", "raw", "none"), default="own",
-        help="what their distance from the originals is measured on: own: an encoder trained on the data; raw: their entries; none: no distance",
+        help="what their distance is measured on: own: an encoder trained on the data; raw: their entries; none: no distance",
     )  # fmt: skip
     parser.add_argument(
         "--measure", metavar="FOLDER", default=None,
