@@ -2,34 +2,34 @@
 
     python benchmarks/cifar10_peers.py --data cifar10-train.tar.xz --minutes 60 --figure docs/cifar10_peers.png
 
-Each trains a U-Net of like size (--channels at the first level) for the same CPU time on the same pictures, one thread each; the number of
-steps that fits is measured first. Ours is the recipe cifar10, in batches of --batch and without dropout. The peers are as they come, with
-their own objectives, schedules, optimizers and averages, mirror images, the faster of their two precisions, and --lr, which is ten times
-their default and better for runs as short as this (--pilot MINUTES compares the two rates). All are sampled by 50 steps of DDIM, each its
-own; ours by its usual sampler too. The distance is on the features of an encoder trained on the same pictures, against those that training
-has seen, beside that of pictures it has not seen.
+Each trains a U-Net of like size (--channels at the first level) for the same CPU time on the same pictures, one thread each, in bfloat16;
+the number of steps that fits is measured first. Ours is the recipe cifar10, in batches of --batch and without dropout. The peers are as
+they come, with their own objectives, schedules, optimizers and averages, mirror images, and --lr, which is ten times their default and
+better for runs as short as this (--pilot MINUTES compares the two rates). All are sampled by 50 steps of DDIM, each its own; ours by its
+usual sampler too. The distance is on the features of an encoder trained on the same pictures, against those that training has seen, beside
+that of pictures it has not seen.
 
-Samples of a system are kept in --folder once it is done: a second call goes on with the others, or only scores. Minutes are CPU minutes,
-but a busy machine makes each of them worth less: nothing else should run, and --systems takes them one after the other. The last line is
+Everything is kept in --folder, an eighth of a training after another: a second call goes on, or only scores. Minutes are CPU minutes, but a
+busy machine makes each of them worth less: measure with nothing else running; --systems takes them one after the other. The last line is
 JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from peers import Pictures, Run, diffusers_run, library, lucid_run
+from budget import counted, fitting, used
+from peers import Pictures, Run, diffusers_run, eighth, library, lucid_run
 from PIL import Image
 from speed_unet import sizes
 from torch import Tensor, nn
@@ -48,7 +48,6 @@ from ddpm.training.recipes import recipe
 
 SYSTEMS = ("ddpm", "diffusers", "denoising-diffusion-pytorch")
 CALLS, CHUNK = 50, 100
-SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step, after one that nobody times: it imports and allocates
 
 
 def network(system: str, channels: int) -> nn.Module:
@@ -68,11 +67,11 @@ def network(system: str, channels: int) -> nn.Module:
 def settings(args: argparse.Namespace, steps: int, out: Path) -> TrainConfig:
     """Ours: the recipe, with the size, batch and length that are asked for."""
     base = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES)
-    quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps, "checkpoint_every": steps}
+    quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps, "checkpoint_every": eighth(steps)}
     return replace(
         base, data=replace(base.data, data=args.data), network=UNetConfig(channels=args.channels, dropout=0.0), steps=steps,
         batch=args.batch, optimizer=replace(base.optimizer, warmup=min(base.optimizer.warmup, steps // 10)), out=str(out), threads=1,
-        **quiet,
+        precision=args.precision, **quiet,
     )  # fmt: skip
 
 
@@ -80,76 +79,81 @@ class Trained:
     """One system: how it trains for so many steps, and how it is sampled afterwards."""
 
     def __init__(self, system: str, args: argparse.Namespace, lr: float) -> None:
-        self.system, self.args, self.lr = system, args, lr
-        self.folder, self.numbers, self.model = Path(args.folder), itertools.count(), None
+        self.system, self.args, self.lr, self.model = system, args, lr, None
 
-    def run(self, steps: int, precision: str) -> float:
-        """CPU seconds of a run from its call to its return."""
+    def run(self, steps: int, home: Path | None = None) -> None:
+        """Train from nothing; or, with a folder to keep an eighth after another in, on from there."""
         torch.manual_seed(0)
-        out, began = self.folder / f"{self.system}-{self.lr:g}-{next(self.numbers)}-{time.time_ns()}", time.process_time()
-        how, pictures = Run(self.args.batch, self.lr, precision, flip=True), self.folder / "pictures"
-        if self.system == "ddpm":
-            self.model = train(replace(settings(self.args, steps, out), precision=precision), quiet=True).denoiser  # pyright: ignore[reportArgumentType]
-        elif self.system == "diffusers":
-            self.model = diffusers_run(network(self.system, self.args.channels), Pictures(pictures, 32, "RGB", flip=True), steps, how)
-        else:
-            theirs: dict[str, Any] = {"objective": "pred_v", "beta_schedule": "sigmoid", "sampling_timesteps": CALLS}
-            module = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
-            module.cpu_count = lambda: 0  # its loader in this process, where its time is counted
-            self.model = lucid_run(network(self.system, self.args.channels), pictures, out, steps, 32, how, **theirs)
-        return time.process_time() - began
-
-    def seconds(self, precision: str) -> tuple[float, float]:
-        """CPU seconds of the start, and of a step."""
-        self.run(4, precision)
-        first, second = (self.run(steps, precision) for steps in SHORT)
-        step = (second - first) / (SHORT[1] - SHORT[0])
-        return first - SHORT[0] * step, step
+        with TemporaryDirectory() as scratch:
+            out = home or Path(scratch) / "run"
+            how = Run(self.args.batch, self.lr, self.args.precision, flip=True)
+            net, pictures = (lambda: network(self.system, self.args.channels)), Path(self.args.folder) / "pictures"
+            if self.system == "ddpm":
+                self.model = train(settings(self.args, steps, out), quiet=True).denoiser
+            elif self.system == "diffusers":
+                self.model = diffusers_run(net(), Pictures(pictures, 32, "RGB", flip=True), steps, how, out)
+            else:
+                theirs: dict[str, Any] = {"objective": "pred_v", "beta_schedule": "sigmoid", "sampling_timesteps": CALLS}
+                module = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+                module.cpu_count = lambda: 0  # its loader in this process, where its time is counted
+                self.model = lucid_run(net(), pictures, out, steps, 32, how, keep=True, **theirs)
 
     @torch.no_grad()
-    def draw(self, n: int, own: bool = False) -> Tensor:
-        """n pictures as bytes, by DDIM; ours by its usual sampler where `own`."""
+    def draw(self, first: int, own: bool = False) -> Tensor:
+        """Pictures first to first + CHUNK - 1 as bytes, by DDIM; ours by its usual sampler where `own`."""
         if self.system == "ddpm":
-            return sample(self.model, n, steps=CALLS, sampler=None if own else DDIM(), seed=0, batch=CHUNK)  # pyright: ignore[reportArgumentType]
-        torch.manual_seed(0)
-        drawn: list[Tensor] = []
+            return sample(self.model, CHUNK, steps=CALLS, sampler=None if own else DDIM(), seed=0, first=first, batch=CHUNK)  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(first)
         if self.system == "diffusers":
             diffusers = library("diffusers")
             noiser = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
             pipeline = diffusers.DDIMPipeline(self.model.eval(), noiser)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
             pipeline.set_progress_bar_config(disable=True)
-            for _ in range(0, n, CHUNK):
-                pictures = pipeline(batch_size=CHUNK, num_inference_steps=CALLS, output_type="np").images
-                drawn.append(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+            pictures = pipeline(batch_size=CHUNK, num_inference_steps=CALLS, output_type="np").images
+            drawn = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         else:
-            drawn = [self.model.eval().sample(batch_size=CHUNK) for _ in range(0, n, CHUNK)]  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-        return (torch.cat(drawn)[:n] * 255.0).round().clamp(0, 255).byte()
+            drawn = self.model.eval().sample(batch_size=CHUNK)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+        return (drawn * 255.0).round().clamp(0, 255).byte()
+
+    def drawn(self, n: int, path: Path, own: bool = False) -> Tensor:
+        """n pictures; what was drawn before is in the file, which grows chunk by chunk."""
+        made = torch.from_numpy(np.load(path)) if path.is_file() else torch.empty(0, 3, 32, 32, dtype=torch.uint8)
+        while len(made) < n:
+            made = torch.cat([made, self.draw(len(made), own)])
+            replace_array(path, made.numpy())
+        return made[:n]
+
+
+def replace_array(path: Path, values: Any) -> None:
+    """Write a file that is never half there."""
+    aside = path.with_suffix(".tmp.npy")
+    np.save(aside, values)
+    aside.replace(path)
 
 
 def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Train for so many CPU minutes and draw; the samples lie in the folder."""
+    """Train for so many CPU minutes and draw, each on from where an earlier call was stopped; the samples lie in the folder."""
     torch.set_num_threads(1)
-    trainee = Trained(system, args, lr)
-    costs = {precision: trainee.seconds(precision) for precision in ("fp32", "bf16")}
-    precision = min(costs, key=lambda kind: costs[kind][1])
-    start, step = costs[precision]
-    steps = int((60.0 * (args.spend or minutes) - start) / step)
-    used, began = trainee.run(steps, precision), time.perf_counter()
+    trainee, plan, spent = Trained(system, args, lr), _place(args, system, lr, minutes, "plan"), _place(args, system, lr, minutes, "used")
+    if not plan.is_file():
+        replace_text(plan, json.dumps({"steps": fitting(trainee.run, minutes)}))
+    steps: int = json.loads(plan.read_text())["steps"]
+    with counted(spent):
+        trainee.run(steps, plan.with_suffix(""))
     for how in ("ddim", *(["own"] if system == "ddpm" else [])):
-        np.save(_place(args, system, lr, minutes, how), trainee.draw(args.n, own=how == "own").numpy())
+        trainee.drawn(args.n, _place(args, system, lr, minutes, how), own=how == "own")
     module = network(system, args.channels)
     found = {
-        "system": system, "lr": lr, "precision": precision, "steps": steps, "images": steps * args.batch,
-        "cpu_minutes": round(used / 60, 2), "parameters": sum(p.numel() for p in module.parameters()), "gflop": round(sizes(module), 3),
-        "ms_a_step": {kind: round(1e3 * cost[1], 1) for kind, cost in costs.items()},
-        "sampling_s": round(time.perf_counter() - began, 1),
+        "system": system, "lr": lr, "precision": args.precision, "steps": steps, "images": steps * args.batch,
+        "cpu_minutes": round(used(spent) / 60, 2), "ms_a_step": round(1e3 * used(spent) / steps, 1),
+        "parameters": sum(p.numel() for p in module.parameters()), "gflop": round(sizes(module), 3),
     }  # fmt: skip
-    replace_text(_place(args, system, lr, minutes, "run").with_suffix(".json"), json.dumps(found) + "\n")
+    replace_text(_place(args, system, lr, minutes, "run"), json.dumps(found) + "\n")
     return found
 
 
-def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, how: str) -> Path:
-    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{how}.npy"
+def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, what: str) -> Path:
+    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{what}.{'npy' if what in ('ddim', 'own') else 'json'}"
 
 
 def write_pictures(data: Dataset, folder: Path) -> None:
@@ -186,9 +190,9 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="CIFAR-10's archive or folder")
     parser.add_argument("--folder", default="runs/cifar10-peers")
     parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes of training for each")
-    parser.add_argument("--spend", type=float, default=None, help="fit the steps to these CPU minutes: those that another was seen to use")
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of all three")
     parser.add_argument("--lr", type=float, default=1e-3, help="of the peers")
     parser.add_argument("--pilot", type=float, default=None, help="only compare the peers' rates, in so many minutes")
     parser.add_argument("--n", type=int, default=2000, help="samples of each")
@@ -208,7 +212,7 @@ def main() -> int:
     asked = [("ddpm", ours)] * (not args.pilot) + [(name, lr) for name in SYSTEMS[1:] for lr in rates]
 
     def done(pair: tuple[str, float]) -> bool:
-        return _place(args, *pair, minutes, "run").with_suffix(".json").is_file()
+        return _place(args, *pair, minutes, "run").is_file()
 
     left = [pair for pair in asked if pair[0] in systems and not done(pair)]
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
@@ -227,7 +231,7 @@ def main() -> int:
         print(f"{name:48s} {score['value']:8.2f}  [{score['low']:.2f}, {score['high']:.2f}]")
     if args.figure:
         figure(samples, scores, args.figure, minutes)
-    runs = [json.loads(_place(args, *pair, minutes, "run").with_suffix(".json").read_text()) for pair in asked if done(pair)]
+    runs = [json.loads(_place(args, *pair, minutes, "run").read_text()) for pair in asked if done(pair)]
     print(json.dumps({"scores": scores, "real": None if real is None else real.estimates["frechet"]._asdict(), "runs": runs}))
     return 0
 

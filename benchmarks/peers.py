@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +57,10 @@ class Pictures(Dataset[Tensor]):
             return self.transform(picture.convert(self.mode))
 
 
-def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run) -> nn.Module:
+def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run, home: Path | None = None) -> nn.Module:
     """The loop of diffusers' train_unconditional.py: accelerate, its loader, scheduler, AdamW, average and progress bar.
 
-    The model with its averaged weights.
+    The model with its averaged weights. home: a folder where an eighth after another is kept, and gone on from.
     """
     diffusers, accelerate = library("diffusers"), library("accelerate")
     accelerate.state.AcceleratorState._reset_state(True)  # it remembers the precision of the run before
@@ -74,8 +73,10 @@ def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run) -
     rate = diffusers.optimization.get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=100, num_training_steps=steps)
     loader = DataLoader(pictures, batch_size=run.batch, shuffle=True, num_workers=0)
     model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
-    bar = library("tqdm").tqdm(total=steps, file=io.StringIO())
-    for clean in itertools.islice(_again(loader), steps):
+    parts = {"model": model, "optimizer": optimizer, "rate": rate, "average": average}
+    begin = _restored(parts, home)
+    bar = library("tqdm").tqdm(total=steps, initial=begin, file=io.StringIO())
+    for step, clean in zip(range(begin + 1, steps + 1), _again(loader), strict=False):
         noise = torch.randn_like(clean)
         times = torch.randint(0, LEVELS, (len(clean),)).long()
         with accelerator.accumulate(model):
@@ -89,9 +90,34 @@ def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run) -
         average.step(model.parameters())
         bar.update(1)
         bar.set_postfix(loss=loss.detach().item(), lr=rate.get_last_lr()[0])
+        if home is not None and (step % eighth(steps) == 0 or step == steps):
+            _kept(parts, step, home)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     average.copy_to(model.parameters())
     return model
+
+
+def eighth(steps: int) -> int:
+    """Steps between two checkpoints."""
+    return -(-steps // 8)
+
+
+def _kept(parts: dict[str, Any], step: int, home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**state, "step": step, "random": torch.get_rng_state()}, home / "new.pt")
+    (home / "new.pt").replace(home / "kept.pt")
+
+
+def _restored(parts: dict[str, Any], home: Path | None) -> int:
+    """The step that was kept, and everything as it was then; 0 where there is nothing."""
+    if home is None or not (home / "kept.pt").is_file():
+        return 0
+    state = torch.load(home / "kept.pt", weights_only=False)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"])
+    return int(state["step"])
 
 
 def _again(loader: Any) -> Iterator[Tensor]:
@@ -99,10 +125,11 @@ def _again(loader: Any) -> Iterator[Tensor]:
         yield from loader
 
 
-def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int, run: Run, **how: Any) -> Any:
+def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int, run: Run, keep: bool = False, **how: Any) -> Any:
     """denoising-diffusion-pytorch's Trainer, sampling and scoring put off beyond its end: the averaged model, which samples.
 
-    how: settings of its GaussianDiffusion; by default Ho's, to predict the noise at the levels of a linear schedule.
+    keep: an eighth after another is kept in `out`, and gone on from. how: settings of its GaussianDiffusion; by default Ho's, to predict
+    the noise at the levels of a linear schedule.
     """
     package = library("denoising_diffusion_pytorch")
     library("accelerate").state.AcceleratorState._reset_state(True)
@@ -113,6 +140,16 @@ def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int
         results_folder=str(out), amp=run.precision == "bf16", mixed_precision_type="bf16", calculate_fid=False,
         augment_horizontal_flip=run.flip,
     )  # fmt: skip
-    with contextlib.redirect_stderr(io.StringIO()):
-        trainer.train()
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        if not keep:
+            trainer.train()
+            return trainer.ema.ema_model
+        if (out / "model-kept.pt").is_file():
+            trainer.load("kept")
+        while trainer.step < steps:
+            trainer.train_num_steps = min(steps, trainer.step + eighth(steps))
+            trainer.train()
+            trainer.save("new")
+            (out / "model-new.pt").replace(out / "model-kept.pt")
     return trainer.ema.ema_model
