@@ -16,7 +16,7 @@ pytest.importorskip("h5py")
 
 from ddpm.config import from_dict, to_dict  # noqa: E402
 from ddpm.data import DataSettings, open_data  # noqa: E402
-from ddpm.data import fields as reader  # noqa: E402
+from ddpm.data import field_opening as opening  # noqa: E402
 from ddpm.data.field_files import check_output, sampled, write  # noqa: E402
 from ddpm.data.fields import read_record  # noqa: E402
 from ddpm.data.forecast import circles, maps, vector_names  # noqa: E402
@@ -210,6 +210,6 @@ def test_bad_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DataError, match=r"y\.nc: cannot be read as nc"):
         open_data(settings(tmp_path / "y.nc"))
     (tmp_path / "y.grib").write_bytes(b"GRIB")
-    monkeypatch.setattr(reader, "needed", lambda library, where: (_ for _ in ()).throw(reader._missing(library, where)))
+    monkeypatch.setattr(opening, "needed", lambda library, where: (_ for _ in ()).throw(opening._missing(library, where)))
     with pytest.raises(MissingLibraryError, match=r"y\.grib: needs the library xarray, .* pip install 'ddpm\[fields\]'"):
         open_data(settings(tmp_path / "y.grib"))

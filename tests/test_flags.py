@@ -181,6 +181,7 @@ def test_typos_in_flags(line: str) -> None:
         ("--shape circle --shape.height 3", "unknown flag '--shape.height'; Circle does not have it, VPBox does"),
         ("-b 0", "--limits.batch-size is 0; allowed: a whole number >= 1 and <= 4096"),
         ("--shift 1 2", "unexpected argument '2'; lists are written with commas and no spaces, 1,2,2"),
+        ("--flip false", "unexpected argument 'false'; a switch takes no value: --flip is on, --no-flip off"),
         ("--lr", "argument --lr: expected one argument; see made-up --help"),
     ],
 )

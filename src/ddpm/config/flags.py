@@ -223,10 +223,12 @@ def unknown_arguments(extra: Sequence[str], parser: argparse.ArgumentParser) -> 
             near = next((option for option in known if option.endswith("." + name.lstrip("-"))), None) or nearest(name, known)
             advice = f"did you mean '{near}'?" if near else f"see {parser.prog} --help"
             problems.append(f"unknown flag '{name}'; {advice}")
-        elif token.lower() in ("true", "false", "on", "off", "yes", "no"):
-            problems.append(f"unexpected argument '{token}'; a switch takes no value: --conditional is on, --no-conditional off")
         elif not after_flag:
-            problems.append(f"unexpected argument '{token}'; lists are written with commas and no spaces, 1,2,2")
+            switch = token.lower() in ("true", "false", "on", "off", "yes", "no")
+            advice = (
+                "a switch takes no value: --flip is on, --no-flip off" if switch else "lists are written with commas and no spaces, 1,2,2"
+            )
+            problems.append(f"unexpected argument '{token}'; {advice}")
         after_flag = token.startswith("-") and "=" not in token
     return problems
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.fields import HOUR, Record, needed
+from ddpm.data.field_opening import needed
+from ddpm.data.fields import HOUR, Record
 from ddpm.denoiser.fields import Axis, Fields
 from ddpm.errors import ConfigError, DiskError
 

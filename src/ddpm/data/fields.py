@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.field_opening import first_line, open_fields
 from ddpm.data.found import Found
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser.fields import Axis, Fields
-from ddpm.errors import ConfigError, DataError, MissingLibraryError
+from ddpm.errors import ConfigError, DataError
 
 SUFFIXES = (".nc", ".nc4", ".zarr", ".grib", ".grb", ".grib2", ".grb2")
 HOUR, DAY = 3600, 86_400  # seconds
@@ -142,7 +141,7 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
         MissingLibraryError: a library of the extra `fields` is not installed.
         DataError: a file that cannot be read; no such variable; variables on several grids, or along other axes; times that do not rise.
     """
-    dataset = _open(path)
+    dataset = open_fields(path)
     try:
         chosen, time = _chosen(dataset, variables, path)
         arrays = [_channels(dataset[name], time, path) for name in chosen]
@@ -155,7 +154,7 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
         day = np.asarray(accessor.dayofyear, dtype=np.float64) - 1.0 + clock / 24.0
         calendar = str(accessor.calendar)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"{path}: damaged, or not as its ending says ({_first_line(error)})") from error
+        raise DataError(f"{path}: damaged, or not as its ending says ({first_line(error)})") from error
     finally:
         dataset.close()
     assert len(levels) == values.shape[1]
@@ -172,53 +171,6 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
         day=day[whole], notices=(f"{lost} fields are missing as a whole; taken for gaps in time",) if lost else (),
     )  # fmt: skip
     return replace(record, about=replace(about, calendar=calendar, step=record.step / HOUR))
-
-
-def _open(path: Path) -> Any:
-    name = path.suffix.lower()
-    library = {".zarr": "zarr", ".nc": "h5netcdf", ".nc4": "h5netcdf"}.get(name, "cfgrib")
-    options: dict[str, Any] = {"engine": library}
-    if name == ".nc" and _begins(path, b"CDF"):
-        library = options["engine"] = "scipy"  # the older format, NetCDF 3
-    if library == "cfgrib":
-        # no index is left beside the data; and a file that was cut is refused, not read as a shorter one
-        options["backend_kwargs"] = {"indexpath": "", "errors": "raise"}
-    xarray = needed("xarray", path)
-    needed(library, path)
-    try:
-        try:
-            return xarray.open_dataset(path, **options)
-        except Exception as error:
-            if type(error).__name__ != "DatasetBuildError":
-                raise
-            # cfgrib's, once all messages are read: variables at different heights, say; as ever, it says so and leaves some out
-            options["backend_kwargs"]["errors"] = "warn"
-            return xarray.open_dataset(path, **options)
-    except Exception as error:  # whatever its library trips on: a file may hold anything
-        for further in ("cftime", "h5py", "eccodes"):  # of other calendars, and what h5netcdf and cfgrib stand on
-            if further in str(error) and importlib.util.find_spec(further) is None:
-                raise _missing(further, path) from error
-        raise DataError(f"{path}: cannot be read as {name.removeprefix('.')}: {_first_line(error)}") from error
-
-
-def _begins(path: Path, mark: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(mark)) == mark
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
-
-
-def needed(library: str, path: Path | str) -> Any:
-    """The library; MissingLibraryError where it is not installed."""
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise _missing(library, path) from error
-
-
-def _missing(library: str, path: Path | str) -> MissingLibraryError:
-    return MissingLibraryError(f"{path}: needs the library {library}, which is not installed: pip install 'ddpm[fields]'")
 
 
 def _chosen(dataset: Any, variables: Sequence[str] | None, path: Path) -> tuple[list[str], str]:
@@ -323,7 +275,3 @@ def refuse_field_settings(settings: DataSettings, name: str) -> None:
     wrong = [key for key in ("variables", "past", "leads", "days") if getattr(settings.fields, key) != getattr(usual, key)]
     if wrong:
         raise ConfigError.of([f"{key}: does not apply to {name}: it is no file of fields ({', '.join(SUFFIXES)})" for key in wrong])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
