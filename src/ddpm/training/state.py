@@ -296,5 +296,5 @@ def load(
     network: your own module, where the run was trained with one. device: where it goes; "auto" is the accelerator where there is one.
     Raises: CheckpointError for anything missing or damaged.
     """
-    place = device_of(device) if device == "auto" else device
+    place = device_of("auto") if device == "auto" else device
     return load_with_card(run, step=step, weights=weights, network=network)[0].to(place)
