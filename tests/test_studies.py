@@ -151,7 +151,10 @@ def test_each_kind_is_trained_and_scored(kind: str, monkeypatch: pytest.MonkeyPa
     stability, common = study("stability"), study("common")
     plain = common.Learned.of
     monkeypatch.setattr(common.Learned, "of", lambda data: plain(data, steps=2))
+    for module in (stability, common):
+        monkeypatch.setattr(module, "SAMPLES", 100)
     common.world.cache_clear()
+    common.compared.cache_clear()
     args = SimpleNamespace(steps=2)
     found = stability.act(common.Job(kind, 0, common.settings(args), (kind, 1e-3)), None)
     common.world.cache_clear()
