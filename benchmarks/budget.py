@@ -34,10 +34,15 @@ def fitting(run: Callable[[int], object], minutes: float) -> int:
 @contextmanager
 def counted(path: Path) -> Iterator[None]:
     """Adds the CPU seconds used within to those a file holds, every few seconds, and so also where the process is killed."""
-    before, began, ended = used(path), time.process_time(), threading.Event()
+    before, began = used(path), time.process_time()
+    with beating(lambda: replace_text(path, json.dumps(before + time.process_time() - began))):
+        yield
 
-    def keep() -> None:
-        replace_text(path, json.dumps(before + time.process_time() - began))
+
+@contextmanager
+def beating(keep: Callable[[], None]) -> Iterator[None]:
+    """Within it `keep` is called every few seconds, and once at the end."""
+    ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(BEAT):

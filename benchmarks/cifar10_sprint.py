@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from budget import beating
 
 from ddpm.cli import main as command
 from ddpm.config import Layer, resolve
@@ -50,7 +51,6 @@ from ddpm.training.recipes import recipe
 POINTS = 8
 KEPT = 1000  # checkpoints: the eighths, and one wherever a part ended
 LATER = 75  # EX_TEMPFAIL
-BEAT = 5.0  # seconds
 
 
 class Part:
@@ -71,24 +71,14 @@ class Part:
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
         """Count the time within as spent on this."""
-        before, began, ended = self.used.get(what, 0.0), time.monotonic(), threading.Event()
+        before, began = self.used.get(what, 0.0), time.monotonic()
 
         def keep() -> None:
             self.used[what] = before + time.monotonic() - began
             replace_text(self.path, json.dumps(self.used))
 
-        def beat() -> None:
-            while not ended.wait(BEAT):
-                keep()
-
-        watch = threading.Thread(target=beat, daemon=True)
-        watch.start()
-        try:
+        with beating(keep):
             yield
-        finally:
-            ended.set()
-            watch.join()
-            keep()
 
 
 def same_sprint(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from types import ModuleType
 import ddpm
 from ddpm.cli.launch import inside, report, speaks
 from ddpm.config import Parser, tidy
-from ddpm.config.setting import nearest
+from ddpm.config.field_info import nearest
 from ddpm.errors import ConfigError, DDPMError, DiskError, DistributedError
 from ddpm.shortage import out_of_memory
 

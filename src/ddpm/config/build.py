@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ddpm.config.setting import (
+from ddpm.config.field_info import (
     Families,
     arms,
     default_of,

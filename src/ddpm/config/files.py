@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.config.build import Layer, to_dict
-from ddpm.config.setting import limits_of, nearest, settings_of
+from ddpm.config.field_info import limits_of, nearest, settings_of
 from ddpm.errors import ConfigError
 
 

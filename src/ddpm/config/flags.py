@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from ddpm.config.build import Layer, Typed
-from ddpm.config.setting import Families, arms, default_of, hints_of, limits_of, members, nearest, presets, settings_of, unset_of
+from ddpm.config.field_info import Families, arms, default_of, hints_of, limits_of, members, nearest, presets, settings_of, unset_of
 from ddpm.errors import ConfigError
 
 

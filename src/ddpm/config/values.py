@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from ddpm.config.setting import Range, arms, nearest
+from ddpm.config.field_info import Range, arms, nearest
 
 
 class Refused(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.config import Layer, Preset, Typed
-from ddpm.config.setting import plain
+from ddpm.config.field_info import plain
 from ddpm.errors import ConfigError
 from ddpm.process import Grid, LogSNR, Process
 from ddpm.sampling import Multistep, steps_for
