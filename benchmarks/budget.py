@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddpm.training.checkpoints.storage import replace_text
 
-SHORT = (10, 40)  # steps of the two runs whose difference is the time of a step
+SHORT = (16, 64)  # steps of the two runs whose difference is the time of a step; both are saved eight times where eighths are kept
 SHARE = 0.97  # of the minutes: the time of a step is not known exactly
 BEAT = 5.0  # seconds
 

@@ -80,6 +80,7 @@ class Trained:
 
     def __init__(self, system: str, args: argparse.Namespace, lr: float) -> None:
         self.system, self.args, self.lr, self.model = system, args, lr, None
+        self.data = open_data(settings(args, 10, Path()).data) if system == "ddpm" else None
 
     def run(self, steps: int, home: Path | None = None) -> None:
         """Train from nothing; or, with a folder to keep an eighth after another in, on from there."""
@@ -89,7 +90,7 @@ class Trained:
             how = Run(self.args.batch, self.lr, self.args.precision, flip=True)
             net, pictures = (lambda: network(self.system, self.args.channels)), Path(self.args.folder) / "pictures"
             if self.system == "ddpm":
-                self.model = train(settings(self.args, steps, out), quiet=True).denoiser
+                self.model = train(settings(self.args, steps, out), data=self.data, quiet=True).denoiser
             elif self.system == "diffusers":
                 self.model = diffusers_run(net(), Pictures(pictures, 32, "RGB", flip=True), steps, how, out)
             else:
