@@ -4,10 +4,9 @@
 
 Each trains a U-Net of like size (--channels at the first level) for the same CPU time on the same pictures, one thread each, in bfloat16;
 the number of steps that fits is measured first. Ours is the recipe cifar10, in batches of --batch and without dropout. The peers are as
-they come, with their own objectives, schedules, optimizers and averages, mirror images, and --lr, which is ten times their default and
-better for runs as short as this (--pilot MINUTES compares the two rates). All are sampled by 50 steps of DDIM, each its own; ours by its
-usual sampler too. The distance is on the features of an encoder trained on the same pictures, against those that training has seen, beside
-that of pictures it has not seen.
+they come, with their own objectives, schedules, optimizers and averages, mirror images, and --lr, ten times their default, which is for
+longer runs (--pilot MINUTES compares the two). All are sampled by 50 steps of DDIM, each its own. The distance is on the features of an
+encoder trained on the same pictures, against those that training has seen, beside that of pictures it has not seen.
 
 Everything is kept in --folder, an eighth of a training after another: a second call goes on, or only scores. Minutes are CPU minutes, but a
 busy machine makes each of them worth less: measure with nothing else running; --systems takes them one after the other. The last line is
@@ -100,10 +99,10 @@ class Trained:
                 self.model = lucid_run(net(), pictures, out, steps, 32, how, keep=True, **theirs)
 
     @torch.no_grad()
-    def draw(self, first: int, own: bool = False) -> Tensor:
-        """Pictures first to first + CHUNK - 1 as bytes, by DDIM; ours by its usual sampler where `own`."""
+    def draw(self, first: int) -> Tensor:
+        """Pictures first to first + CHUNK - 1 as bytes."""
         if self.system == "ddpm":
-            return sample(self.model, CHUNK, steps=CALLS, sampler=None if own else DDIM(), seed=0, first=first, batch=CHUNK)  # pyright: ignore[reportArgumentType]
+            return sample(self.model, CHUNK, steps=CALLS, sampler=DDIM(), seed=0, first=first, batch=CHUNK)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(first)
         if self.system == "diffusers":
             diffusers = library("diffusers")
@@ -116,11 +115,11 @@ class Trained:
             drawn = self.model.eval().sample(batch_size=CHUNK)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         return (drawn * 255.0).round().clamp(0, 255).byte()
 
-    def drawn(self, n: int, path: Path, own: bool = False) -> Tensor:
+    def drawn(self, n: int, path: Path) -> Tensor:
         """n pictures; what was drawn before is in the file, which grows chunk by chunk."""
         made = torch.from_numpy(np.load(path)) if path.is_file() else torch.empty(0, 3, 32, 32, dtype=torch.uint8)
         while len(made) < n:
-            made = torch.cat([made, self.draw(len(made), own)])
+            made = torch.cat([made, self.draw(len(made))])
             replace_array(path, made.numpy())
         return made[:n]
 
@@ -141,8 +140,7 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
     steps: int = json.loads(plan.read_text())["steps"]
     with counted(spent):
         trainee.run(steps, plan.with_suffix(""))
-    for how in ("ddim", *(["own"] if system == "ddpm" else [])):
-        trainee.drawn(args.n, _place(args, system, lr, minutes, how), own=how == "own")
+    trainee.drawn(args.n, _place(args, system, lr, minutes, "samples"))
     module = network(system, args.channels)
     found = {
         "system": system, "lr": lr, "precision": args.precision, "steps": steps, "images": steps * args.batch,
@@ -154,7 +152,7 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
 
 
 def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, what: str) -> Path:
-    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{what}.{'npy' if what in ('ddim', 'own') else 'json'}"
+    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{what}.{'npy' if what == 'samples' else 'json'}"
 
 
 def write_pictures(data: Dataset, folder: Path) -> None:
@@ -221,10 +219,8 @@ def main() -> int:
             print(future.result(), flush=True)
     samples: dict[str, Tensor] = {}
     for name, lr in asked:
-        for how in ("ddim", "own"):
-            if (path := _place(args, name, lr, minutes, how)).is_file():
-                said = name + (f", lr {lr:g}" if args.pilot else "") + (", own sampler" if how == "own" else "")
-                samples[said] = torch.from_numpy(np.load(path))
+        if (path := _place(args, name, lr, minutes, "samples")).is_file():
+            samples[name + (f", lr {lr:g}" if args.pilot else "")] = torch.from_numpy(np.load(path))
     evaluator = Evaluator(data, Learned.of(data))
     scores: dict[str, Any] = {name: evaluator.frechet(drawn)._asdict() for name, drawn in samples.items()}
     real = evaluator.real(args.n)

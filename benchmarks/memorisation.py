@@ -56,8 +56,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; none: as many as suit")
     args = parser.parse_args()
-    base = replace(resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES), preview=0, monitor=False)
+    base = resolve(TrainConfig, [Layer("recipe digits", recipe("digits"))], FAMILIES)
+    base = replace(base, preview=0, monitor=False, threads=args.threads)
     network: Any = replace(base.network, dropout=0.0)  # pyright: ignore[reportArgumentType]
     every = {"checkpoint_every": args.steps, "evaluate_every": args.steps}
     heart = replace(base, network=network, steps=args.steps, out=str(args.folder / "heart"), **every)
