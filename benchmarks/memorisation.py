@@ -1,6 +1,6 @@
 """Does the detector of copies fire on a model that copies, and keep silent on one that does not?
 
-    python benchmarks/memorisation.py                  about 20 minutes on two cores
+    python benchmarks/memorisation.py                  about 20 minutes on one core
 
 Two runs with the digits recipe. One sees 100 digits for --steps steps, without dropout, and has as many held out: it can only learn them by
 heart. The other is the recipe as it is. Of each, --n samples are drawn and scored as `ddpm evaluate` does. The last line is JSON: the share

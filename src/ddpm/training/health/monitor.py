@@ -136,7 +136,8 @@ class Monitor:
         return self.once(
             "floor",
             f"step {step}: the held-out loss is above what a Gaussian with the data's means and variances reaches: {bins}. The model has "
-            "not learned these noise levels; train longer, or let the loss weigh them more (--loss.weighting)",
+            "not learned these noise levels (train longer, or let the loss weigh them more: --loss.weighting), or has learned its training "
+            "samples by heart, which the loss while training then hides (more data, fewer steps, or dropout: --network.dropout)",
         )
 
     def condition_used(self, step: int, found: ConditionUse | None) -> list[str]:
