@@ -5,7 +5,8 @@
 Each trains a U-Net of like size (--channels at the first level) for the same CPU time on the same pictures, one thread each, in bfloat16;
 the number of steps that fits is measured first. Ours is the recipe cifar10, in batches of --batch and without dropout. The peers are as
 they come, with their own objectives, schedules, optimizers and averages, mirror images, and --lr, ten times their default, which is for
-longer runs (--pilot MINUTES compares the two). All are sampled by 50 steps of DDIM, each its own. The distance is on the features of an
+longer runs (--pilot MINUTES compares the two). All are sampled by 50 steps of DDIM, each its own, the peers with their averaged weights,
+which are what their scripts save, and with those of the last step, which short runs may have better. The distance is on the features of an
 encoder trained on the same pictures, against those that training has seen, beside that of pictures it has not seen.
 
 Everything is kept in --folder, an eighth of a training after another: a second call goes on, or only scores. Minutes are CPU minutes, but a
@@ -81,12 +82,12 @@ class Trained:
         self.system, self.args, self.lr, self.model = system, args, lr, None
         self.data = open_data(settings(args, 10, Path()).data) if system == "ddpm" else None
 
-    def run(self, steps: int, home: Path | None = None) -> None:
-        """Train from nothing; or, with a folder to keep an eighth after another in, on from there."""
+    def run(self, steps: int, home: Path | None = None, averaged: bool = True) -> None:
+        """Train from nothing; or, with a folder to keep an eighth after another in, on from there. averaged: of a peer, the weights."""
         torch.manual_seed(0)
         with TemporaryDirectory() as scratch:
             out = home or Path(scratch) / "run"
-            how = Run(self.args.batch, self.lr, self.args.precision, flip=True)
+            how = Run(self.args.batch, self.lr, self.args.precision, flip=True, averaged=averaged)
             net, pictures = (lambda: network(self.system, self.args.channels)), Path(self.args.folder) / "pictures"
             if self.system == "ddpm":
                 self.model = train(settings(self.args, steps, out), data=self.data, quiet=True).denoiser
@@ -141,6 +142,9 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
     with counted(spent):
         trainee.run(steps, plan.with_suffix(""))
     trainee.drawn(args.n, _place(args, system, lr, minutes, "samples"))
+    if system != "ddpm":
+        trainee.run(steps, plan.with_suffix(""), averaged=False)
+        trainee.drawn(args.n, _place(args, system, lr, minutes, "last"))
     module = network(system, args.channels)
     found = {
         "system": system, "lr": lr, "precision": args.precision, "steps": steps, "images": steps * args.batch,
@@ -152,7 +156,7 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
 
 
 def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, what: str) -> Path:
-    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{what}.{'npy' if what == 'samples' else 'json'}"
+    return Path(args.folder) / f"{system}-{lr:g}-{minutes:g}-{what}.{'npy' if what in ('samples', 'last') else 'json'}"
 
 
 def write_pictures(data: Dataset, folder: Path) -> None:
@@ -219,8 +223,10 @@ def main() -> int:
             print(future.result(), flush=True)
     samples: dict[str, Tensor] = {}
     for name, lr in asked:
-        if (path := _place(args, name, lr, minutes, "samples")).is_file():
-            samples[name + (f", lr {lr:g}" if args.pilot else "")] = torch.from_numpy(np.load(path))
+        for what in ("samples", "last"):
+            if (path := _place(args, name, lr, minutes, what)).is_file():
+                label = name + ", last weights" * (what == "last") + (f", lr {lr:g}" if args.pilot else "")
+                samples[label] = torch.from_numpy(np.load(path))
     evaluator = Evaluator(data, Learned.of(data))
     scores: dict[str, Any] = {name: evaluator.frechet(drawn)._asdict() for name, drawn in samples.items()}
     real = evaluator.real(args.n)

@@ -25,6 +25,7 @@ class Run(NamedTuple):
     lr: float
     precision: str
     flip: bool = False
+    averaged: bool = True  # else the weights of the last step
 
 
 def library(name: str) -> Any:
@@ -60,7 +61,7 @@ class Pictures(Dataset[Tensor]):
 def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run, home: Path | None = None) -> nn.Module:
     """The loop of diffusers' train_unconditional.py: accelerate, its loader, scheduler, AdamW, average and progress bar.
 
-    The model with its averaged weights. home: a folder where an eighth after another is kept, and gone on from.
+    The model with its averaged weights, or the last. home: a folder where an eighth after another is kept, and gone on from.
     """
     diffusers, accelerate = library("diffusers"), library("accelerate")
     accelerate.state.AcceleratorState._reset_state(True)  # it remembers the precision of the run before
@@ -93,7 +94,8 @@ def diffusers_run(model: Any, pictures: Dataset[Tensor], steps: int, run: Run, h
         if home is not None and (step % eighth(steps) == 0 or step == steps):
             _kept(parts, step, home)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    average.copy_to(model.parameters())
+    if run.averaged:
+        average.copy_to(model.parameters())
     return model
 
 
@@ -126,7 +128,7 @@ def _again(loader: Any) -> Iterator[Tensor]:
 
 
 def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int, run: Run, keep: bool = False, **how: Any) -> Any:
-    """denoising-diffusion-pytorch's Trainer, sampling and scoring put off beyond its end: the averaged model, which samples.
+    """denoising-diffusion-pytorch's Trainer, sampling and scoring put off beyond its end: the averaged model, which samples, or the last.
 
     keep: an eighth after another is kept in `out`, and gone on from. how: settings of its GaussianDiffusion; by default Ho's, to predict
     the noise at the levels of a linear schedule.
@@ -144,7 +146,7 @@ def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         if not keep:
             trainer.train()
-            return trainer.ema.ema_model
+            return trainer.ema.ema_model if run.averaged else diffusion
         if (out / "model-kept.pt").is_file():
             trainer.load("kept")
         while trainer.step < steps:
@@ -152,4 +154,4 @@ def lucid_run(model: nn.Module, pictures: Path, out: Path, steps: int, size: int
             trainer.train()
             trainer.save("new")
             (out / "model-new.pt").replace(out / "model-kept.pt")
-    return trainer.ema.ema_model
+    return trainer.ema.ema_model if run.averaged else diffusion

@@ -275,7 +275,7 @@ def test_few_unseen_data_leave_the_test_for_copies_out() -> None:
     assert len(data.held_rows) == 48 and found.copies is None and any("held out: got 48 samples" in line for line in found.warnings)
     real = evaluator.real(60)
     unseen = torch.from_numpy(data.batch(data.held_rows)[0])
-    assert real is not None and real.figures["sliced_wasserstein"] == evaluator._plain(unseen, 48)["sliced_wasserstein"]
+    assert real is not None and real.estimates["sliced_wasserstein"] == evaluator._plain(unseen, 48)["sliced_wasserstein"]
     assert evaluator._plain(torch.cat([unseen, 0 * unseen]), 48) == evaluator._plain(unseen, 48)
 
 
@@ -284,7 +284,7 @@ def test_fewer_samples_than_unseen_data_are_set_beside_some_of_every_part() -> N
     grey = np.repeat(np.arange(10), 200)[:, None, None, None] * 20
     data = from_arrays((grey + np.random.default_rng(0).integers(0, 9, (2000, 1, 8, 8))).astype(np.uint8), name="sorted", holdout=0.5)
     real = Evaluator(data, Raw(data.card)).real(100)
-    assert real is not None and real.figures["channel_values"] < 0.1  # of one class alone: above 1
+    assert real is not None and real.estimates["channel_values"].value < 0.1  # of one class alone: above 1
 
 
 def test_statistics_that_are_none_are_refused(tmp_path: Path) -> None:

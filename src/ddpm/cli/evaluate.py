@@ -60,9 +60,6 @@ def show(done: Evaluated) -> None:
     print(f"{'score':<22} {'samples':>28} {'real data, unseen':>28}")
     for name, one in found.estimates.items():
         print(f"{name:<22} {one!s:>28} {'' if real is None else str(real.estimates.get(name, '')):>28}")
-    for name, value in found.figures.items():
-        other = "" if real is None or name not in real.figures else f"{real.figures[name]:.4g}"
-        print(f"{name:<22} {value:>28.4g} {other:>28}")
     if found.copies is not None:
         print(f"{'copies':<22} {100 * found.copies.copies:>26.2f} % {f'{100 * found.copies.chance:.2g} % by chance':>28}")
     for line in report["warnings"]:

@@ -11,9 +11,10 @@ from torch import Tensor
 from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor
 from ddpm.evaluation.reference import Reference
-from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation
+from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation, scattered
 from ddpm.metrics.frechet import FEW as ENOUGH
 from ddpm.metrics.inception import SPLITS
+from ddpm.metrics.neighbours import SHARES
 
 NEIGHBOURS = 5
 MOST = 10_000  # vectors on each side of what compares all pairs
@@ -21,10 +22,9 @@ FEW = 10  # samples a feature, below which the correction for their number is la
 
 
 class Scores(NamedTuple):
-    """Scores with intervals, single figures, and what a reader must be told."""
+    """Scores with intervals, by name, and what a reader must be told."""
 
     estimates: dict[str, Estimate]
-    figures: dict[str, float]
     copies: Memorisation | None
     warnings: list[str]
 
@@ -32,7 +32,6 @@ class Scores(NamedTuple):
         """As JSON holds it."""
         return {
             **{name: one._asdict() for name, one in self.estimates.items()},
-            **self.figures,
             **({} if self.copies is None else {"memorisation": self.copies._asdict()}),
             "warnings": self.warnings,
         }
@@ -62,7 +61,6 @@ def score(
     if dim != len(moments.mean):
         raise DataError(f"features: got vectors of {dim} numbers, the reference has {len(moments.mean)}; use one extractor for both")
     estimates = {"frechet": metric.result(moments)}
-    figures: dict[str, float] = {}
     warnings: list[str] = []
     if math.isnan(estimates["frechet"].low):
         warnings.append(
@@ -81,14 +79,14 @@ def score(
         mine = features[_spread(len(features), MOST)]
         estimates["kernel"] = kernel_distance(mine, some)
         pairs = mine[_spread(len(mine), alike)], some[_spread(len(some), alike)]
-        near = manifold(*pairs, min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1))
-        figures |= {name: round(value, 6) for name, value in near._asdict().items()}
+        k = min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1)
+        estimates |= scattered(lambda x, y: manifold(x, y, k)._asdict(), *pairs, SHARES)
         if held_out is not None and train:
             against.protocol._replace(rows=held_out.protocol.rows).check(held_out.protocol)
             copies = _copies(mine, against.features, held_out.features, warnings)
     if logits is not None and len(logits) >= 2 * SPLITS:
         estimates["inception_score"] = inception_score(logits)
-    return Scores(estimates, figures, copies, warnings)
+    return Scores(estimates, copies, warnings)
 
 
 def _copies(samples: Tensor, train: Tensor, held_out: Tensor, warnings: list[str]) -> Memorisation | None:

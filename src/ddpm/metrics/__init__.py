@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddpm.metrics.ensemble import Ensemble, Scores, latitude_weights
-from ddpm.metrics.estimate import Estimate
+from ddpm.metrics.estimate import Estimate, scattered
 from ddpm.metrics.fields import channel_distances, spectrum, spectrum_distance
 from ddpm.metrics.frechet import Frechet, frechet
 from ddpm.metrics.inception import inception_score
@@ -32,6 +32,7 @@ __all__ = [
     "mean_psnr",
     "memorisation",
     "psnr",
+    "scattered",
     "sliced_wasserstein",
     "spectrum",
     "spectrum_distance",

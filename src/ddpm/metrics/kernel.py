@@ -6,6 +6,7 @@ Reference: Binkowski et al. 2018, arXiv 1801.01401, section 4 and equation 4; Gr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ddpm.metrics.estimate import LEVEL, Estimate
 from ddpm.metrics.moments import checked, same_length
 
 ROWS = 2048  # of the kernel matrix at once
+Kernel = Callable[[Tensor, Tensor], Tensor]  # of every pair (N, D), (M, D) -> (N, M)
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -23,7 +25,13 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> Estimate:
-    """MMD^2 between vectors (N, D) and (M, D), with the interval of a jackknife that leaves out one sample at a time.
+    """MMD^2 with `kernel` between vectors (N, D) and (M, D): see `discrepancy`. DataError for fewer than two vectors on a side."""
+    return discrepancy(kernel, first, second, "a kernel distance")
+
+
+def discrepancy(kernel: Kernel, first: Tensor, second: Tensor, called: str) -> Estimate:
+    """E k(x, x') + E k(y, y') - 2 E k(x, y) over pairs of different samples of (N, D) and (M, D), with the interval of a jackknife that
+    leaves out one sample at a time.
 
     Without bias it may come out below 0, where the two are alike. DataError for fewer than two vectors on a side.
     """
@@ -32,11 +40,13 @@ def kernel_distance(first: Tensor, second: Tensor) -> Estimate:
     x, y = checked(first), checked(second)
     n, m = len(x), len(y)
     if min(n, m) < 2:
-        raise DataError(f"samples: got {n} and {m}; a kernel distance needs at least 2 of each")
+        raise DataError(f"samples: got {n} and {m}; {called} needs at least 2 of each")
     same_length(x, y)
-    xx, yy = _row_sums(x), _row_sums(y)
-    xy = torch.cat([kernel(part, y).sum(1) for part in x.split(ROWS)])
-    yx = torch.cat([kernel(part, x).sum(1) for part in y.split(ROWS)])
+    xx, yy = _row_sums(kernel, x), _row_sums(kernel, y)
+    xy, yx = torch.empty(0, dtype=x.dtype), torch.zeros(m, dtype=x.dtype)
+    for part in x.split(ROWS):
+        table = kernel(part, y)
+        xy, yx = torch.cat([xy, table.sum(1)]), yx + table.sum(0)
     value = xx.sum() / (n * (n - 1)) + yy.sum() / (m * (m - 1)) - 2.0 * xy.sum() / (n * m)
     without_x = (xx.sum() - 2 * xx) / max(1, (n - 1) * (n - 2)) + yy.sum() / (m * (m - 1)) - 2.0 * (xy.sum() - xy) / ((n - 1) * m)
     without_y = xx.sum() / (n * (n - 1)) + (yy.sum() - 2 * yy) / max(1, (m - 1) * (m - 2)) - 2.0 * (xy.sum() - yx) / (n * (m - 1))
@@ -45,7 +55,10 @@ def kernel_distance(first: Tensor, second: Tensor) -> Estimate:
     return Estimate(float(value), float(value) - reach, float(value) + reach, float(value), n)
 
 
-def _row_sums(x: Tensor) -> Tensor:
+def _row_sums(kernel: Kernel, x: Tensor) -> Tensor:
     """Sum of each row of the kernel matrix of x with itself, its diagonal left out."""
-    sums = torch.cat([kernel(part, x).sum(1) for part in x.split(ROWS)])
-    return sums - (x.square().sum(1) / x.shape[1] + 1.0) ** 3
+    sums: list[Tensor] = []
+    for first in range(0, len(x), ROWS):
+        table = kernel(x[first : first + ROWS], x)
+        sums.append(table.sum(1) - table.diagonal(first))
+    return torch.cat(sums)

@@ -15,6 +15,7 @@ from ddpm.errors import DataError
 from ddpm.metrics.moments import checked, same_length
 
 ROWS = 4096  # of the table of distances at once
+SHARES = ("precision", "recall", "coverage")  # of a `Manifold`, between 0 and 1
 
 
 class Manifold(NamedTuple):

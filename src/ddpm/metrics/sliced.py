@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddpm.errors import DataError
+from ddpm.metrics.estimate import Estimate
+from ddpm.metrics.kernel import discrepancy
 from ddpm.metrics.moments import checked, same_length
 
 DIRECTIONS = 512
-ROWS = 4096
 
 
 def sliced_wasserstein(first: Tensor, second: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> float:
@@ -43,14 +43,9 @@ def _quantile_gap(a: Tensor, b: Tensor) -> Tensor:
     return ((a[at[0]] - b[at[1]]).square() * width[:, None]).sum(0)
 
 
-def energy_distance(first: Tensor, second: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| of vectors (N, D) and (M, D), over pairs of different samples: without bias, 0 for one law."""
-    x, y = checked(first), checked(second)
-    same_length(x, y)
-    if min(len(x), len(y)) < 2:
-        raise DataError(f"samples: got {len(x)} and {len(y)}; an energy distance needs at least 2 of each")
+def energy_distance(first: Tensor, second: Tensor) -> Estimate:
+    """2 E|x - y| - E|x - x'| - E|y - y'| of vectors (N, D) and (M, D), over pairs of different samples: without bias, 0 for one law.
 
-    def mean(a: Tensor, b: Tensor, pairs: int) -> float:
-        return sum(float(torch.cdist(part, b).sum()) for part in a.split(ROWS)) / pairs
-
-    return 2 * mean(x, y, len(x) * len(y)) - mean(x, x, len(x) * (len(x) - 1)) - mean(y, y, len(y) * (len(y) - 1))
+    DataError for fewer than two vectors on a side.
+    """
+    return discrepancy(lambda x, y: -torch.cdist(x, y), first, second, "an energy distance")

@@ -21,6 +21,7 @@ from ddpm.metrics import (
     Moments,
     channel_distances,
     energy_distance,
+    scattered,
     sliced_wasserstein,
     spectrum_distance,
 )
@@ -81,7 +82,7 @@ class Evaluator:
         features = embedded(self.extractor, samples) if features is None else features
         logits = self.extractor.logits(features)
         found = score(features, self.train, logits=logits, held_out=self.held, alike=self._alike(len(samples)), theirs=self.statistics)
-        found.figures.update(self._plain(samples, self._alike(len(samples))))
+        found.estimates.update(self._plain(samples, self._alike(len(samples))))
         return found, features
 
     def _alike(self, n: int) -> int:
@@ -98,10 +99,12 @@ class Evaluator:
         rows = self.dataset.held_rows
         logits = self.extractor.logits(self.held.features)
         found = score(self.held.features, self.train, logits=logits, alike=self._alike(n), theirs=self.statistics)
-        found.figures.update(self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, min(PLAIN, self._alike(n))))[0]), self._alike(n)))
+        found.estimates.update(
+            self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, min(PLAIN, self._alike(n))))[0]), self._alike(n))
+        )
         return found
 
-    def _plain(self, samples: Tensor, alike: int) -> dict[str, float]:
+    def _plain(self, samples: Tensor, alike: int) -> dict[str, Estimate]:
         """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side, and as many in
         both rows of a report: these figures depend on the number.
         """
@@ -109,15 +112,18 @@ class Evaluator:
         data = torch.from_numpy(self.dataset.batch(evenly(self.dataset.train_rows, count))[0])
         mine, raw = samples[:count], Raw(self.dataset.card, most=4096)
         unit = float(np.mean(self.dataset.card.std)) or 1.0
-        x, y = (raw.embed(one).double() / unit for one in (mine, data))
-        found = {
-            "sliced_wasserstein": sliced_wasserstein(x, y),
-            "energy": energy_distance(x, y),
-            "channel_values": float(channel_distances(mine, data).max()),
-        }
-        if samples.ndim > 2:
-            found["spectrum"] = float(spectrum_distance(mine, data).max())
-        return found
+
+        def entries(some: Tensor) -> Tensor:
+            return raw.embed(some).double() / unit
+
+        def figures(one: Tensor, two: Tensor) -> dict[str, float]:
+            found = {
+                "sliced_wasserstein": sliced_wasserstein(entries(one), entries(two)),
+                "channel_values": float(channel_distances(one, two).max()),
+            }
+            return found | ({"spectrum": float(spectrum_distance(one, two).max())} if one.ndim > 2 else {})
+
+        return {"energy": energy_distance(entries(mine), entries(data)), **scattered(figures, mine, data)}
 
     def drift(self, samples: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """Shift and spread of every channel against training data of the same classes, with what is certain and large in words."""

@@ -89,12 +89,10 @@ def scores(mine: Mapping[str, Any], real: Mapping[str, Any] | None) -> str:
     return "".join(rows)
 
 
-def number(value: Any) -> str:
+def number(value: Mapping[str, Any] | None) -> str:
     """A figure, with its interval and the uncorrected one where it has them."""
     if value is None:
         return ""
-    if not isinstance(value, Mapping):
-        return f"{value:.4g}"
     if _plain(value):
         return f'{value["value"]:.4g}<br><span class="note">uncorrected: too few samples for an interval</span>'
     raw = f'<br><span class="note">uncorrected {value["raw"]:.4g}</span>' if abs(value["raw"] - value["value"]) > 1e-9 else ""
