@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ddpm.config import to_dict
 from ddpm.data import from_arrays, open_data
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, Rows, evenly
 from ddpm.data.digits import handwritten
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import Denoiser
@@ -43,7 +43,7 @@ from ddpm.training.checkpoints.storage import replace_text
 
 NETWORK = UNetConfig(channels=20, mults=(1, 2), blocks=1, attention=(1,), dropout=0.1, groups=4)
 STEPS, BATCH, SAMPLES, TESTS = 1000, 64, 898, 899
-LEVELS = torch.linspace(-8.0, 10.0, 37, dtype=torch.float64)  # log-SNR
+LEVELS = torch.linspace(-8.0, 12.0, 41, dtype=torch.float64)  # log-SNR
 Found = dict[str, Any]
 
 
@@ -77,7 +77,13 @@ def world(path: str | None) -> World:
         data = from_arrays(raw[:898], cond={"class": classes[:898].astype(np.int64)}, name="digits, first 898", **named)
         return World(data, torch.from_numpy(raw[898:]), Learned.of(data))
     data = open_data(DataSettings(data=path, size=(16, 16)))
-    return World(data, torch.from_numpy(data.batch(data.held_rows)[0]), Learned.of(data))
+    return World(data, torch.from_numpy(data.batch(tested(data))[0]), Learned.of(data))
+
+
+def tested(data: Dataset) -> Rows:
+    """`TESTS` of the rows held out, evenly and in a mixed order, so that any number of the first are of all classes: data may be sorted."""
+    rows = evenly(data.held_rows, TESTS)
+    return rows[generator(0, "evaluate").permutation(len(rows))]
 
 
 @cache
@@ -128,7 +134,7 @@ def run(job: Job, path: str | None, measure: Measure) -> Found:
 
 def perform(jobs: Sequence[Job], act: Act, args: argparse.Namespace) -> dict[str, list[Found]]:
     """Every job's scores by name, seeds in order: those kept are read, the others found now, in --processes processes."""
-    folder = Path(args.folder) / args.study / ("digits" if args.data is None else f"{Path(args.data).name.split('.')[0]}-16")
+    folder = Path(args.folder) / args.study / ("digits" if args.data is None else f"{Path(args.data).name.split('.')[0]}-16x16")
     folder.mkdir(parents=True, exist_ok=True)
     paths = {job: folder / f"{key(job)}.json" for job in jobs}
     left = [job for job in jobs if not paths[job].is_file()]

@@ -137,7 +137,8 @@ def figure(found: dict[str, list[Found]], path: Path, title: str, entry: float) 
         if power in (0.0, 0.5, 1.0):
             density.plot(LEVELS, spent(rows), color=colour, label=f"p = {power:g}")
             curve.plot(*(values[LEVELS <= entry] for values in rate_and_distortion(rows)), color=colour, label=f"p = {power:g}")
-    density.axvspan(entry, float(LEVELS[-1]), color="0.92", zorder=0, label="not in bits/dim")
+    if entry < LEVELS[-1]:
+        density.axvspan(entry, float(LEVELS[-1]), color="0.92", zorder=0, label="not in bits/dim")
     trade.set(xlabel="bits/dim of test data", ylabel="Frechet distance over the data's own", title="w = w_simple^(1-p)")
     density.set(xlabel="log-SNR", ylabel="bits/dim per unit of log-SNR", title="where the bits are spent")
     curve.set(xlabel="rate, bits/dim", ylabel="root mean squared error, own units", title="rate and distortion")
