@@ -32,7 +32,7 @@ from torch import Tensor
 
 import ddpm
 from ddpm.data import open_data
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, evenly
 from ddpm.data.export import grid, save_picture
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import Given, Grey, Small
@@ -92,7 +92,7 @@ def rms(x: Tensor) -> float:
 def measured(name: str, args: argparse.Namespace, data: Dataset) -> tuple[dict[str, float], Tensor, Tensor, Tensor]:
     """The figures of a task; and the given images, the samples (pictures, seeds, C, H, W) and the true pictures, encoded."""
     model, given = ddpm.load(str(Path(args.folder) / f"{name}-{args.minutes:g}")), TASKS[name]
-    raw, cond = with_given(data, given).batch(data.held_rows[: args.n])
+    raw, cond = with_given(data, given).batch(evenly(data.held_rows, args.n))
     truth, image = model.codec.encode(raw), torch.from_numpy(cond["image"])
     asked = {"image": image.repeat_interleave(args.seeds, 0)}
     drawn = ddpm.sample(model, args.n * args.seeds, steps=STEPS, sampler=Multistep(), cond=asked, seed=0, batch=100)

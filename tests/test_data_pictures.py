@@ -74,6 +74,8 @@ def test_resizing_keeps_the_middle_and_never_squashes() -> None:
     assert fit(random_pixels(33, 50), (16, 24), "none", "auto", 10**6).shape == (3, 16, 24)  # 24.2 wide: rounding, not squashing
     board = np.indices((64, 64)).sum(0) % 2 * 255  # antialiased: a fine chessboard is grey
     assert abs(fit(board.astype(np.uint8), (8, 8), "centre", "auto", 10**6).astype(float).mean() - 127.5) < 1
+    odd = random_pixels(32, 45)  # what is only cut is cut at whole pixels, and not filtered
+    assert np.array_equal(fit(odd, (32, 32), "centre", "auto", 10**6), np.moveaxis(odd[:, 6:38], -1, 0))
     deep = (np.linspace(0, 65535, 64).astype(np.uint16))[None].repeat(64, 0)
     small = fit(deep, (32, 32), "centre", "auto", 10**6)
     assert small.dtype == np.uint16 and np.ptp(small) > 60_000 and len(np.unique(small)) == 32

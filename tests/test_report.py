@@ -24,7 +24,7 @@ from ddpm.evaluation.report import Evaluator, compare, curves
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.content import evenly
 from ddpm.evaluation.report.page import curves as curves_of
-from ddpm.evaluation.scoring import _spread
+from ddpm.evaluation.scoring import spread
 from small_runs import SMALL_UNET, quietly, settings
 
 WORDS = ["--n", "80", "--steps", "3", "--batch", "30", "--sweep", "40", "--nfe-curve", "1,2", "--likelihood", "4", "--extractor", "raw"]
@@ -146,7 +146,7 @@ def test_curves_are_of_the_step_that_the_report_is_of(runs: tuple[str, str], mon
 
 def test_rows_are_taken_evenly_for_data_may_be_sorted() -> None:
     assert evenly(np.arange(10), 3).tolist() == [0, 4, 9] and evenly(np.arange(5), 9).tolist() == [0, 1, 2, 3, 4]
-    assert _spread(10, 3).tolist() == [0, 3, 6] and _spread(4, 9).tolist() == [0, 1, 2, 3]
+    assert spread(10, 3).tolist() == [0, 3, 6] and spread(4, 9).tolist() == [0, 1, 2, 3]
 
 
 def test_runs_are_ranked(runs: tuple[str, str], report: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +276,38 @@ def test_few_unseen_data_leave_the_test_for_copies_out() -> None:
     real = evaluator.real(60)
     unseen = torch.from_numpy(data.batch(data.held_rows)[0])
     assert real is not None and real.estimates["sliced_wasserstein"] == evaluator._plain(unseen, 48)["sliced_wasserstein"]
-    assert evaluator._plain(torch.cat([unseen, 0 * unseen]), 48) == evaluator._plain(unseen, 48)
+    twice = evaluator._plain(torch.stack([unseen, 0 * unseen], 1).flatten(0, 1), 48)
+    assert {k: v for k, v in twice.items() if k != "energy"} == {k: v for k, v in evaluator._plain(unseen, 48).items() if k != "energy"}
+    assert twice["energy"].value > 10 * evaluator._plain(unseen, 48)["energy"].value  # which has no bias, and is of all
+    for one, count in ((found, 60), (real, 48)):  # too few for a correction: side by side at equal numbers
+        assert np.isnan(one.estimates["frechet"].low) and one.estimates["frechet"].samples == count
+        assert one.estimates["frechet_alike"].samples == 48 and one.estimates["frechet_alike"].low < one.estimates["frechet_alike"].value
+
+
+def test_unseen_data_have_their_classes_by_chance_as_samples_do() -> None:
+    """Not in the very shares of the training data, which a kernel distance without bias would see."""
+    generator = np.random.default_rng(0)
+    classes = np.arange(3000) % 10
+    raw = (20 * classes[:, None, None, None] + generator.integers(0, 9, (3000, 1, 4, 4))).astype(np.uint8)
+    evaluator = Evaluator(
+        from_arrays(raw, cond={"class": classes}, classes=tuple("0123456789"), name="ten"), Raw(from_arrays(raw, name="ten").card)
+    )
+    counts = np.bincount(classes[evaluator.dataset.held_rows[evaluator.unseen]], minlength=10)
+    assert len(evaluator.dataset.held_rows) == 300 and 150 < len(evaluator.unseen) == len(np.unique(evaluator.unseen)) < 300
+    assert 2.0 < counts.std() < 8.0 and counts.max() == 30  # binomial: 4.7; the first class to run out ends it
+    real = evaluator.real(1000)
+    assert real is not None and real.estimates["kernel"].low < 0.0 < real.estimates["kernel"].high
+
+
+def test_channels_of_small_numbers_count_as_much_as_those_of_large_ones() -> None:
+    """Kelvin beside pascal: a shift of one by three deviations is seen by the distances of the entries."""
+    fields = np.random.default_rng(0).standard_normal((600, 2, 4, 4)).astype(np.float32) * np.array([1.0, 1e4], np.float32)[:, None, None]
+    data = from_arrays(fields, name="weather")
+    evaluator = Evaluator(data, Raw(data.card))
+    mine = torch.from_numpy(fields[:200])
+    moved = evaluator._plain(mine + torch.tensor([3.0, 0.0]).view(2, 1, 1), 200)
+    before = evaluator._plain(mine, 200)
+    assert moved["energy"].value > before["energy"].value + 1.0 and moved["sliced_wasserstein"].value > 1.0
 
 
 def test_fewer_samples_than_unseen_data_are_set_beside_some_of_every_part() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +80,8 @@ def test_scores_of_the_law_itself_and_of_another(tmp_path: Path) -> None:
     picked = [vectors[torch.arange(150) * len(vectors) // 150] for vectors in (drawn(2000), against.features)]
     expected = manifold(picked[0], picked[1], 5)._asdict()
     assert {name: few[name].value for name in expected} == expected != {name: same.estimates[name].value for name in expected}
-    assert math.isnan(few["recall"].low) and few["recall"].samples == 150  # too few for blocks
+    assert few["recall"].low < few["recall"].value <= few["recall"].high and few["recall"].samples == 150
+    assert "frechet_alike" not in few  # 150 are enough for a correction
     told = json.loads(json.dumps(same.to_dict()))
     assert told["frechet"]["value"] == found.value and told["warnings"] == [] and told["frechet"]["samples"] == 2000
 

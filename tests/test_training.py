@@ -108,6 +108,8 @@ def test_the_exact_denoiser_of_a_gaussian_reaches_the_gaussian_floor(schedule: S
     exact = Mixture(process, torch.zeros(1, 4), torch.tensor([4.0]))
     assert held_out_loss(exact, data, frozenset()) is None  # no codec, nothing to encode by
     exact.codec = Codec(shift=(0.0,) * 4, scale=(1.0,) * 4)
+    few = held_out_loss(exact, data, frozenset(), samples=10)
+    assert few is not None and few.rows.max() == data.held_rows[-1] and few.rows.min() == data.held_rows[0]  # data may be sorted
     result = held_out_loss(exact, data, frozenset())
     assert result is not None and result.loss == pytest.approx(gaussian_floor(process, (4.0,) * 4), rel=0.05)
     at = process.at(process.time_of(result.log_snr))

@@ -43,9 +43,8 @@ def _plan(height: int, width: int, size: tuple[int, int], crop: Crop, max_pixels
     scale = max(size[0] / height, size[1] / width)
     cover = max(size[0], round(height * scale)), max(size[1], round(width * scale))
     if crop == "centre":
-        tall, wide = size[0] / scale, size[1] / scale
-        left, upper = max((width - wide) / 2, 0.0), max((height - tall) / 2, 0.0)
-        return size, (left, upper, min(left + wide, width), min(upper + tall, height))
+        (left, right), (upper, lower) = _middle(width, size[1] / scale), _middle(height, size[0] / scale)
+        return size, (left, upper, right, lower)
     if crop == "random":
         if math.prod(cover) > max_pixels:
             raise Unreadable(f"{width}x{height} is too long and thin: it would take {cover[1]}x{cover[0]} to cover {size[1]}x{size[0]}")
@@ -53,6 +52,15 @@ def _plan(height: int, width: int, size: tuple[int, int], crop: Crop, max_pixels
     if abs(cover[0] - size[0]) > 1 or abs(cover[1] - size[1]) > 1:
         raise Misfit(f"{width}x{height} has another shape than {size[1]}x{size[0]}")
     return size, (0, 0, width, height)
+
+
+def _middle(length: int, part: float) -> tuple[float, float]:
+    """Where the middle part of a length begins and ends: of whole pixels, where the part is whole."""
+    if abs(part - round(part)) < 1e-6:
+        begin = (length - round(part)) // 2
+        return begin, begin + round(part)
+    begin = max((length - part) / 2, 0.0)
+    return begin, min(begin + part, length)
 
 
 def _resize(pixels: NDArray[Any], size: tuple[int, int], box: Box) -> NDArray[Any]:

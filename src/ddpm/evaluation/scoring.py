@@ -75,10 +75,14 @@ def score(
         )
     copies = None
     if isinstance(against, Reference):
-        some = against.features[_spread(len(against.features), MOST)]
-        mine = features[_spread(len(features), MOST)]
+        some = against.features[spread(len(against.features), MOST)]
+        mine = features[spread(len(features), MOST)]
         estimates["kernel"] = kernel_distance(mine, some)
-        pairs = mine[_spread(len(mine), alike)], some[_spread(len(some), alike)]
+        pairs = mine[spread(len(mine), alike)], some[spread(len(some), alike)]
+        if len(pairs[0]) < ENOUGH * dim:
+            matched = Frechet(dim)
+            matched.update(pairs[0])
+            estimates["frechet_alike"] = matched.uncorrected(moments)
         k = min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1)
         estimates |= scattered(lambda x, y: manifold(x, y, k)._asdict(), *pairs, SHARES)
         if held_out is not None and train:
@@ -106,7 +110,7 @@ def _copies(samples: Tensor, train: Tensor, held_out: Tensor, warnings: list[str
     return found
 
 
-def _spread(count: int, most: int) -> Tensor:
+def spread(count: int, most: int) -> Tensor:
     """At most so many of `count` numbers, evenly."""
     return torch.arange(min(count, most)) * count // min(count, most)
 

@@ -36,14 +36,15 @@ def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
 def spectrum(samples: Tensor) -> Tensor:
     """Mean power of each channel of (N, C, *axes) at each radial wave number 0, 1, ..., (C, K): of the orthonormal Fourier transform.
 
-    Wave numbers count cycles over the shortest axis; sums over all frequencies give the mean square (Parseval).
+    Wave numbers count cycles over the shortest axis of more than one entry; sums over all frequencies give the mean square (Parseval).
     """
     axes = list(range(2, samples.ndim))
     if not axes:
         raise DataError(f"samples: got shape {tuple(samples.shape)}; a spectrum needs axes beyond the channels")
     power = torch.fft.fftn(samples.to(torch.float64), dim=axes, norm="ortho").abs().square().mean(0)
     sizes = samples.shape[2:]
-    squares = [(torch.fft.fftfreq(size, dtype=torch.float64) * min(sizes)).square() for size in sizes]
+    shortest = min((size for size in sizes if size > 1), default=1)
+    squares = [(torch.fft.fftfreq(size, dtype=torch.float64) * shortest).square() for size in sizes]
     radius = torch.zeros(sizes, dtype=torch.float64)
     for axis, square in enumerate(squares):
         radius = radius + square.view([-1 if k == axis else 1 for k in range(len(sizes))])

@@ -1,8 +1,9 @@
 """The Frechet distance between two sets of vectors, taken as Gaussian, with an interval that holds what it promises.
 
-With N samples the plain estimate lies above the truth by about c / N, which for 2048 features and 10,000 samples is more than the
+With N samples the plain estimate lies above the truth by about a / N, which for 2048 features and 10,000 samples is more than the
 difference between good models. Vectors go into `GROUPS` groups in turn; leaving one group out at a time says how large the bias is and how
-far the estimate scatters.
+far the estimate scatters. What half of the vectors would give says how much of the bias is not linear in 1/N: for many features of like
+variance and few samples that is more than the scatter.
 
 Reference: Dowson, Landau 1982, Journal of Multivariate Analysis 12, equation 4; Heusel et al. 2017, arXiv 1706.08500, section 3 (FID);
 Chong, Forsyth 2020, arXiv 1911.07023 (its bias is linear in 1/N); Quenouille 1956, Biometrika 43 (jackknife).
@@ -11,7 +12,7 @@ Chong, Forsyth 2020, arXiv 1911.07023 (its bias is linear in 1/N); Quenouille 19
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -23,7 +24,7 @@ from ddpm.metrics.estimate import LEVEL, Estimate
 from ddpm.metrics.moments import Moments, checked, same_length
 
 GROUPS = 20
-FEW = 5  # samples a dimension, below which the correction, which takes the bias for linear in 1/N, goes too far
+FEW = 3  # samples a dimension, below which half of them hardly have a covariance
 
 
 def root(cov: Tensor) -> Tensor:
@@ -78,25 +79,44 @@ class Frechet:
         DataError for fewer than two groups with samples, or fewer samples than two.
         """
         fixed = reference if isinstance(reference, Moments) else reference.moments
-        mine = [group for group in self.groups if group.count]
-        whole = total(mine or self.groups)
-        if len(mine) < 2 or whole.count < 2 * len(mine):
-            raise DataError(f"samples: got {whole.count}; a Frechet distance with an interval needs at least {2 * len(self.groups)}")
+        mine = self._filled()
+        whole = total(mine)
         fixed_root = root(fixed.cov)
         raw = _distance(fixed_root, fixed, whole)
         fewest = min(whole.count, reference.moments.count) if isinstance(reference, Frechet) else whole.count
         if fewest < FEW * len(whole.mean):
             return Estimate(raw, math.nan, math.nan, raw, whole.count)
-        bias, variance = _jackknife(raw, [_distance(fixed_root, fixed, left) for left in left_out(mine)])
+        bias, variance, bent = _jackknife(raw, mine, lambda moments: _distance(fixed_root, fixed, moments))
         degrees = len(mine) - 1
         if isinstance(reference, Frechet):
             theirs = [group for group in reference.groups if group.count]
             own_root = root(whole.cov)
-            more, scatter = _jackknife(raw, [_distance(own_root, whole, left) for left in left_out(theirs)])
-            bias, variance = bias + more, variance + scatter
+            more = _jackknife(raw, theirs, lambda moments: _distance(own_root, whole, moments))
+            bias, variance, bent = bias + more[0], variance + more[1], bent + more[2]
             degrees += len(theirs) - 1
-        value, reach = raw - bias, float(stdtrit(degrees, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+        reach = float(stdtrit(degrees, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+        value, reach = raw - bias, max(reach, bent)
         return Estimate(value, value - reach, value + reach, raw, whole.count)
+
+    def uncorrected(self, reference: Moments) -> Estimate:
+        """The plain distance, and the interval for what so many samples give on average: to be compared with one of as many only.
+
+        DataError as of `result`.
+        """
+        mine, fixed_root = self._filled(), root(reference.cov)
+        whole = total(mine)
+        raw = _distance(fixed_root, reference, whole)
+        variance = _jackknife(raw, mine, lambda moments: _distance(fixed_root, reference, moments))[1]
+        reach = float(stdtrit(len(mine) - 1, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+        return Estimate(raw, max(0.0, raw - reach), raw + reach, raw, whole.count)
+
+    def _filled(self) -> list[Moments]:
+        """The groups that have seen samples; DataError where they are too few."""
+        mine = [group for group in self.groups if group.count]
+        count = sum(group.count for group in mine)
+        if len(mine) < 2 or count < 2 * len(mine):
+            raise DataError(f"samples: got {count}; a Frechet distance with an interval needs at least {2 * len(self.groups)}")
+        return mine
 
 
 def total(groups: Sequence[Moments]) -> Moments:
@@ -109,7 +129,11 @@ def left_out(groups: Sequence[Moments]) -> list[Moments]:
     return [total([*groups[:k], *groups[k + 1 :]]) for k in range(len(groups))]
 
 
-def _jackknife(whole: float, parts: Sequence[float]) -> tuple[float, float]:
-    """(bias, variance) of an estimate, from those without one group each."""
-    count, mean = len(parts), sum(parts) / len(parts)
-    return (count - 1) * (mean - whole), (count - 1) / count * sum((part - mean) ** 2 for part in parts)
+def _jackknife(whole: float, groups: Sequence[Moments], distance: Callable[[Moments], float]) -> tuple[float, float, float]:
+    """(bias, variance, |b|/N^2) of an estimate whose bias is a/N + b/N^2: a from those without one group each, b from those of halves."""
+    parts, count = [distance(left) for left in left_out(groups)], len(groups)
+    mean = sum(parts) / count
+    bias, variance = (count - 1) * (mean - whole), (count - 1) / count * sum((part - mean) ** 2 for part in parts)
+    halves = sum(distance(total(groups[k::2])) for k in (0, 1)) / 2
+    bent = halves - whole - bias
+    return bias - bent, variance, abs(bent)

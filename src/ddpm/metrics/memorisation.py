@@ -4,7 +4,9 @@ How near a sample lies to training data says little by itself: samples of too li
 distance to the nearest training sample over that to the nearest held-out one, which the model has not seen. How far that ratio scatters
 depends on how many dimensions the data fill about the sample, and to the power of that number it has the same law everywhere; without it a
 model that draws simple samples more often than data hold them would be accused. Held-out data themselves, each compared with the others,
-have that law when nothing is copied; a sample whose ratio is below all but `RATE` of theirs is called a copy.
+have that law when nothing is copied; a sample whose ratio is below all but `RATE` of theirs is called a copy. Samples that equal a
+training sample are judged by themselves: data may hold the same one often, a blank page, a small whole number. They are copies where they
+come more often than real samples equal one another.
 
 Reference: the test of Meehan, Chaudhuri, Dasgupta 2020, arXiv 2004.05675, section 3 (three samples, ranks, compared where they lie);
 Carlini et al. 2023, arXiv 2301.13188, section 5 (distance relative to other neighbours); Levina, Bickel 2004, NIPS 17, equation 8 (the
@@ -35,7 +37,8 @@ class Memorisation(NamedTuple):
     """copies: share of samples called copies; chance: the share expected where nothing is copied, about RATE. ratio: median of the samples'
     relative distances (to training over to held-out data) over that of held-out vectors; far below 1 is memory. z: the rank statistic of
     the two, in standard deviations; negative: samples are nearer to the training data. found: whether the model copies. pairs: sample and
-    training vector of the nearest pairs, nearest first. leaks: held-out vectors that are training vectors, which were left out.
+    training vector of the nearest pairs, nearest first. leaks: held-out vectors that are training vectors, which were left out. same: share
+    of samples that are training vectors; left out too, unless there are more of them than the data explain.
     """
 
     copies: float
@@ -45,6 +48,7 @@ class Memorisation(NamedTuple):
     found: bool
     pairs: list[tuple[int, int]]
     leaks: int = 0
+    same: float = 0.0
 
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, shown: int = 16) -> Memorisation:
@@ -66,18 +70,35 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, shown: int = 
         known = f" that are not among the training samples ({leaks} are)" if leaks else ""
         raise DataError(f"held out: got {len(held_out)} samples{known}; to tell copies from chance at least {LEAST} are needed: --holdout")
     near, which = nearest(samples, train)
+    again = near <= SAME * seen.median()
+    copied = _too_many(int(again.sum()), len(samples), train, SAME * float(seen.median()), leaks, len(new))
+    kept = slice(None) if copied or bool(again.all()) else ~again
     beside = torch.cat([_others(held_out, part) for part in torch.arange(len(held_out)).split(1024)])
-    mine, usual = (_log(near) - _log(nearest(samples, held_out)[0])), (_log(seen) - _log(beside))
+    mine, usual = (_log(near[kept]) - _log(nearest(samples[kept], held_out)[0])), (_log(seen) - _log(beside))
     ratio = math.exp(float(mine.median() - usual.median()))
-    mine, usual = mine * dimension(samples, train), usual * dimension(held_out, train)
-    place, count = max(1, round(RATE * (len(usual) + 1))), len(near)
+    mine, usual = mine * dimension(samples[kept], train), usual * dimension(held_out, train)
+    place, count = max(1, round(RATE * (len(usual) + 1))), len(mine)
     called = int((mine < usual.sort().values[place - 1]).sum())
     z = _rank(mine, usual)
     order = near.argsort()[:shown]
     surely = float(betabinom.sf(called - 1, count, place, len(usual) + 1 - place)) < DOUBT
-    found = surely or (z < -SURE and ratio < 0.5)
-    chance = place / (len(usual) + 1)
-    return Memorisation(called / count, chance, ratio, z, found, [(int(i), int(which[i])) for i in order], leaks)
+    found = copied or surely or (z < -SURE and ratio < 0.5)
+    chance, pairs = place / (len(usual) + 1), [(int(i), int(which[i])) for i in order]
+    return Memorisation(called / len(near), chance, ratio, z, found, pairs, leaks, float(again.double().mean()))
+
+
+def _too_many(count: int, samples: int, train: Tensor, reach: float, leaks: int, held_out: int) -> bool:
+    """Whether so many of the samples being training vectors is more than chance allows, where real ones are each other's equals as often as
+    `leaks` of those held out and, of as many training vectors as there are samples, those within reach of another are.
+    """
+    from scipy.stats import hypergeom
+
+    if not count:
+        return False
+    rows = torch.arange(min(samples, len(train))) * len(train) // min(samples, len(train))
+    twins = sum(int((_others(train, part) <= reach).sum()) for part in rows.split(1024))
+    real = len(rows) + held_out
+    return float(hypergeom.sf(count - 1, samples + real, count + twins + leaks, samples)) < DOUBT
 
 
 def dimension(x: Tensor, data: Tensor, k: int = 10) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ddpm.config import from_dict, to_dict
 from ddpm.data import check_fits, open_data, require
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, evenly
 from ddpm.data.settings import DataSettings
 from ddpm.denoiser import Card, Clock, Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -111,7 +111,7 @@ def load_classifier(run: str | Path) -> NetworkClassifier:
 @torch.no_grad()
 def held_out_accuracy(classifier: NetworkClassifier, dataset: Dataset, *, samples: int = 1024, batch: int = 256) -> dict[float, float]:
     """Share of held-out samples whose class is found, by sigma/alpha at t of `LEVELS`; empty where nothing is held out."""
-    rows, out = dataset.held_rows[:samples], {}
+    rows, out = evenly(dataset.held_rows, samples), {}
     assert classifier.codec is not None
     device = next(classifier.parameters()).device
     for t in LEVELS if len(rows) else ():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset, Rows
+from ddpm.data.dataset import Dataset, Rows, evenly
 from ddpm.denoiser import Denoiser, gaussian
 from ddpm.objective import Loss
 from ddpm.objective.bound import mean_flat
@@ -63,14 +63,14 @@ def held_out_loss(
     world: World | None = None,
     tell: Tell | None = None,
 ) -> HeldOut | None:
-    """Each of up to `samples` held-out samples at 4 of `levels` instants evenly over t, more where they are few, so that every instant is
-    met; None where nothing is held out.
+    """Each of up to `samples` held-out samples, taken evenly, at 4 of `levels` instants evenly over t, more where they are few, so that
+    every instant is met; None where nothing is held out.
 
     Of a world of many processes each takes its share, with the same result as alone; all make the same number of network calls. tell: what
     the model is told of rows instead of their own conditions.
     """
     world = world or World()
-    rows = dataset.held_rows[:samples]
+    rows = evenly(dataset.held_rows, samples)
     if not len(rows) or denoiser.codec is None:
         return None
     device = next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
@@ -110,7 +110,7 @@ def held_out_loss(
 @torch.no_grad()
 def held_out_objective(denoiser: Denoiser, loss: Loss, feed: Feed, autocast: torch.dtype | None, samples: int = 256) -> float | None:
     """The mean of an objective over up to `samples` held-out samples, always with the same noise; None where nothing is held out."""
-    rows = feed.dataset.held_rows[:samples]
+    rows = evenly(feed.dataset.held_rows, samples)
     if not len(rows):
         return None
     denoiser.eval()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset, evenly
+from ddpm.data.dataset import Dataset, Rows, evenly
 from ddpm.denoiser import Cond, NetworkDenoiser
 from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor, Raw
 from ddpm.evaluation.reference import Reference, reference
-from ddpm.evaluation.scoring import MOST, Scores, embedded, score
+from ddpm.evaluation.scoring import MOST, Scores, embedded, score, spread
 from ddpm.metrics import (
     Estimate,
     Frechet,
@@ -87,7 +88,28 @@ class Evaluator:
 
     def _alike(self, n: int) -> int:
         """How many vectors on each side can be compared in both rows of a report on n samples."""
-        return min(n, len(self.train.features), MOST, *([] if self.held is None else [len(self.held.features)]))
+        return min(n, len(self.train.features), MOST, *([] if self.held is None else [len(self.unseen)]))
+
+    @cached_property
+    def unseen(self) -> Rows:
+        """Places among the held-out rows of what real data are shown by: as if drawn one by one, each class by its share, until one has
+        none left. All together have the classes in the very shares of the training data, as no model's samples do, and come out too near.
+        """
+        dataset, mixed = self.dataset, generator(0, "evaluate").permutation(len(self.dataset.held_rows))
+        if "class" not in dataset.cond:
+            return np.sort(mixed)
+        classes = np.asarray(dataset.cond["class"])[dataset.held_rows[mixed]]
+        ids, counts = np.unique(classes, return_counts=True)
+        asked = generator(0, "evaluate", 1).choice(len(ids), len(mixed), p=counts / counts.sum())
+        before = np.zeros(len(asked), dtype=np.int64)  # how often each one's class was asked for before it
+        for number in range(len(ids)):
+            before[asked == number] = np.arange((asked == number).sum())
+        enough = np.flatnonzero(before >= counts[asked])
+        end = int(enough[0]) if len(enough) else len(asked)
+        if end < FEWEST:  # better too near than nothing
+            return np.sort(mixed)
+        places = [np.flatnonzero(classes == i) for i in ids]
+        return np.sort(np.array([mixed[places[asked[i]][before[i]]] for i in range(end)], dtype=np.int64))
 
     def real(self, n: int) -> Scores | None:
         """The same scores of data the model has not seen, against its training data: what a perfect model would get. n: of samples.
@@ -96,25 +118,23 @@ class Evaluator:
         """
         if self.held is None:
             return None
-        rows = self.dataset.held_rows
-        logits = self.extractor.logits(self.held.features)
-        found = score(self.held.features, self.train, logits=logits, alike=self._alike(n), theirs=self.statistics)
-        found.estimates.update(
-            self._plain(torch.from_numpy(self.dataset.batch(evenly(rows, min(PLAIN, self._alike(n))))[0]), self._alike(n))
-        )
+        features = self.held.features[torch.from_numpy(self.unseen)]
+        found = score(features, self.train, logits=self.extractor.logits(features), alike=self._alike(n), theirs=self.statistics)
+        rows = evenly(self.dataset.held_rows[self.unseen], PLAIN)
+        found.estimates.update(self._plain(torch.from_numpy(self.dataset.batch(rows)[0]), self._alike(n)))
         return found
 
     def _plain(self, samples: Tensor, alike: int) -> dict[str, Estimate]:
-        """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side, and as many in
-        both rows of a report: these figures depend on the number.
+        """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side; but for the
+        energy distance, which has no bias, as many in both rows of a report, since these figures depend on the number.
         """
-        count = min(PLAIN, alike)
-        data = torch.from_numpy(self.dataset.batch(evenly(self.dataset.train_rows, count))[0])
-        mine, raw = samples[:count], Raw(self.dataset.card, most=4096)
-        unit = float(np.mean(self.dataset.card.std)) or 1.0
+        data = torch.from_numpy(self.dataset.batch(evenly(self.dataset.train_rows, PLAIN))[0])
+        raw, deviations = Raw(self.dataset.card, most=4096), np.asarray(self.dataset.card.std)
+        usual = float(deviations.mean()) or 1.0
+        unit = torch.from_numpy(np.where(deviations > 0, deviations, usual)).view(-1, *[1] * (samples.ndim - 2))
 
         def entries(some: Tensor) -> Tensor:
-            return raw.embed(some).double() / unit
+            return raw.embed(some / unit).double()
 
         def figures(one: Tensor, two: Tensor) -> dict[str, float]:
             found = {
@@ -123,7 +143,8 @@ class Evaluator:
             }
             return found | ({"spectrum": float(spectrum_distance(one, two).max())} if one.ndim > 2 else {})
 
-        return {"energy": energy_distance(entries(mine), entries(data)), **scattered(figures, mine, data)}
+        mine, theirs = (one[spread(len(one), min(PLAIN, alike))] for one in (samples, data))
+        return {"energy": energy_distance(entries(samples[spread(len(samples), PLAIN)]), entries(data)), **scattered(figures, mine, theirs)}
 
     def drift(self, samples: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """Shift and spread of every channel against training data of the same classes, with what is certain and large in words."""

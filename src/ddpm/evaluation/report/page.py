@@ -22,6 +22,7 @@ figure{display:inline-block;margin:.5em 1.2em .5em 0;vertical-align:top}figcapti
 
 ABOUT = {  # name: (what it is called, which way is better, what it says)
     "frechet": ("Frechet distance", "lower", "of the features, taken as Gaussian; corrected for the number of samples"),
+    "frechet_alike": ("Frechet distance, equal numbers", "lower", "uncorrected, of as many samples as there are unseen data"),
     "kernel": ("kernel distance (KID)", "lower", "without bias; below 0 by chance where the two are alike"),
     "inception_score": ("Inception score", "higher", "sure of each sample, and all classes occur"),
     "precision": ("precision", "higher", "share of samples among the data"),
@@ -108,7 +109,8 @@ def memory(found: Mapping[str, Any] | None) -> list[str]:
         "<h2>Memory</h2>",
         f"<p>{verdict}: {100 * found['copies']:.2f} % of the samples are nearer to training data, beside how near they are to unseen data, "
         f"than hardly any unseen data are ({100 * found['chance']:.2g} % by chance); median of this ratio {found['ratio']:.3f} of unseen "
-        f"data's; rank statistic {found['z']:.1f} standard deviations.</p>",
+        f"data's; rank statistic {found['z']:.1f} standard deviations; "
+        f"{100 * found['same']:.2f} % of the samples equal a training sample.</p>",
     ]
 
 
