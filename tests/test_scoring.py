@@ -91,6 +91,8 @@ def test_few_samples_are_said_to_be_few(tmp_path: Path) -> None:
     against = reference(data(), "train", Counting(data().card), cache=tmp_path)
     (line,) = score(drawn(50), against).warnings
     assert "50 samples for vectors of 6 numbers" in line and "too large" in line
+    small = against._replace(features=against.features[:15])
+    assert any("15 data for vectors of 6 numbers" in line for line in score(drawn(400), small).warnings)
     with pytest.raises(DataError, match="got 12; a Frechet distance with an interval needs at least 40"):
         score(drawn(12), against)
 
@@ -114,8 +116,6 @@ def test_statistics_of_other_tools_are_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "good.npz", mu=mean, sigma=cov)
     theirs = foreign_statistics(tmp_path / "good.npz", 6)
     assert frechet(theirs, Moments.given(torch.from_numpy(mean), torch.from_numpy(cov))) == pytest.approx(0.0, abs=1e-9)
-    found = score(drawn(400), theirs)
-    assert set(found.estimates) == {"frechet"} and found.copies is None
     one = data()
     rows = reference(one, "train", Raw(one.card), cache=tmp_path)
     far = Moments.given(rows.moments.mean + 1.0, rows.moments.cov)
@@ -138,7 +138,7 @@ def test_statistics_of_other_tools_are_read(tmp_path: Path) -> None:
             foreign_statistics(tmp_path / f"{name}.npz", 6)
 
 
-def test_samples_that_are_not_finite_are_not_scored() -> None:
+def test_samples_that_are_not_finite_are_not_scored(tmp_path: Path) -> None:
     """How many, and what may help."""
     x = drawn(50)
     x[7, 3] = float("nan")
@@ -146,8 +146,9 @@ def test_samples_that_are_not_finite_are_not_scored() -> None:
         embedded(Raw(data().card), x)
     features = embedded(Raw(data().card), drawn(50))
     assert features.shape == (50, 6) and Raw(data().card).logits(features) is None
+    against = reference(data(), "train", Raw(data().card), cache=tmp_path)
     with pytest.raises(DataError, match="vectors of 6 numbers, the reference has 4"):
-        score(features, Moments.given(torch.zeros(4), torch.eye(4)))
+        score(features, against, theirs=Moments.given(torch.zeros(4), torch.eye(4)))
 
 
 def test_a_classifier_gives_an_inception_score(tmp_path: Path) -> None:

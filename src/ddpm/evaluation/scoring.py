@@ -12,13 +12,13 @@ from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor
 from ddpm.evaluation.reference import Reference
 from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_score, kernel_distance, manifold, memorisation, scattered
-from ddpm.metrics.frechet import FEW as ENOUGH
+from ddpm.metrics.frechet import FEW
 from ddpm.metrics.inception import SPLITS
 from ddpm.metrics.neighbours import SHARES
 
 NEIGHBOURS = 5
 MOST = 10_000  # vectors on each side of what compares all pairs
-FEW = 10  # samples a feature, below which the correction for their number is large
+LARGE = 10  # samples a feature, below which the correction for their number is told
 
 
 class Scores(NamedTuple):
@@ -39,55 +39,57 @@ class Scores(NamedTuple):
 
 def score(
     features: Tensor,
-    against: Reference | Moments,
+    against: Reference,
     *,
     logits: Tensor | None = None,
     held_out: Reference | None = None,
-    train: bool = True,
     alike: int = MOST,
     theirs: Moments | None = None,
 ) -> Scores:
     """Of feature vectors (N, D) of samples against a reference.
 
     theirs: mean and covariance by another tool, to which the Frechet distance is, instead of to the reference; all else is to that.
-    held_out: features of data the model has not seen, for memorisation. train: the reference is of training data, of which samples could
-    be copies. alike: vectors on each side of what depends on their number, so that two calls compare. DataError for
-    vectors that are not finite, or too few.
+    held_out: features of data the model has not seen, for memorisation of the reference, which is then of training data. alike: vectors on
+    each side of what depends on their number, so that two calls compare. DataError for vectors that are not finite, or too few.
     """
     count, dim = features.shape
     metric = Frechet(dim)
     metric.update(features)
-    moments = theirs or (against if isinstance(against, Moments) else against.moments)
+    moments = theirs or against.moments
     if dim != len(moments.mean):
         raise DataError(f"features: got vectors of {dim} numbers, the reference has {len(moments.mean)}; use one extractor for both")
     estimates = {"frechet": metric.result(moments)}
     warnings: list[str] = []
+    if theirs is None and len(against.features) < FEW * dim:
+        warnings.append(
+            f"{len(against.features)} data for vectors of {dim} numbers: their covariance is badly known, and counts as exact in the "
+            "Frechet distance; compare only with distances to the same data"
+        )
     if math.isnan(estimates["frechet"].low):
         warnings.append(
             f"{count} samples for vectors of {dim} numbers are too few to tell by how much the Frechet distance comes out too large: it is "
-            f"uncorrected and has no interval; use {ENOUGH * dim} or more"
+            f"uncorrected and has no interval; use {FEW * dim} or more"
         )
-    elif count < FEW * dim:
+    elif count < LARGE * dim:
         gap = estimates["frechet"].raw - estimates["frechet"].value
         warnings.append(
             f"{count} samples for vectors of {dim} numbers: uncorrected, the Frechet distance would come out {gap:.3g} too large; "
             "published figures are uncorrected, and compare with the uncorrected one of as many samples only"
         )
     copies = None
-    if isinstance(against, Reference):
-        some = against.features[spread(len(against.features), MOST)]
-        mine = features[spread(len(features), MOST)]
-        estimates["kernel"] = kernel_distance(mine, some)
-        pairs = mine[spread(len(mine), alike)], some[spread(len(some), alike)]
-        if len(pairs[0]) < ENOUGH * dim:
-            matched = Frechet(dim)
-            matched.update(pairs[0])
-            estimates["frechet_alike"] = matched.uncorrected(moments)
-        k = min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1)
-        estimates |= scattered(lambda x, y: manifold(x, y, k)._asdict(), *pairs, SHARES)
-        if held_out is not None and train:
-            against.protocol._replace(rows=held_out.protocol.rows).check(held_out.protocol)
-            copies = _copies(mine, against.features, held_out.features, warnings)
+    some = against.features[spread(len(against.features), MOST)]
+    mine = features[spread(len(features), MOST)]
+    estimates["kernel"] = kernel_distance(mine, some)
+    pairs = mine[spread(len(mine), alike)], some[spread(len(some), alike)]
+    if len(pairs[0]) < FEW * dim:
+        matched = Frechet(dim)
+        matched.update(pairs[0])
+        estimates["frechet_alike"] = matched.uncorrected(moments)
+    k = min(NEIGHBOURS, len(mine) - 1, len(some) - 1, alike - 1)
+    estimates |= scattered(lambda x, y: manifold(x, y, k)._asdict(), *pairs, SHARES)
+    if held_out is not None:
+        against.protocol._replace(rows=held_out.protocol.rows).check(held_out.protocol)
+        copies = _copies(mine, against.features, held_out.features, warnings)
     if logits is not None and len(logits) >= 2 * SPLITS:
         estimates["inception_score"] = inception_score(logits)
     return Scores(estimates, copies, warnings)
