@@ -71,6 +71,7 @@ def jobs(args: Any, tables: list[tuple[float, ...]]) -> list[Job]:
 def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
     """A panel for each weighting and grid: distance by calls."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     drawing, axes = plt.subplots(2, 2, figsize=(10.0, 7.6), layout="constrained", sharex=True)
     for row, weighting in zip(axes, WEIGHTINGS, strict=True):
@@ -83,6 +84,7 @@ def figure(found: dict[str, list[Found]], path: Path, title: str) -> None:
             axis.set(xscale="log", yscale="log", title=f"{weighting}, {'its usual' if grid == 'own' else 'even log-SNR'} grid")
             axis.set_xticks(CALLS, [str(calls) for calls in CALLS], minor=False)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axis in axes[1]:
         axis.set_xlabel("network calls a sample")

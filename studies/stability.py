@@ -176,8 +176,8 @@ def failed(rows: list[Found]) -> int:
     return sum(not math.isfinite(row["frechet"]) or row["frechet"] > 3.0 * middle or row["rarest"] < 0.01 for row in rows)
 
 
-def figure(found: dict[str, list[Found]], path: Path, shape: tuple[int, ...]) -> None:
-    """Distances and rarest digits of every seed, and samples of each kind's first seed."""
+def figure(found: dict[str, list[Found]], path: Path, shape: tuple[int, ...], title: str) -> None:
+    """Distances and rarest digits of every seed, their mean and standard deviation, and samples of each kind's first seed."""
     import matplotlib.pyplot as plt
 
     drawing, axes = plt.subplots(1, 5, figsize=(13.0, 3.6), layout="constrained", width_ratios=(1.3, 1.3, 1, 1, 1))
@@ -185,16 +185,19 @@ def figure(found: dict[str, list[Found]], path: Path, shape: tuple[int, ...]) ->
         for axis, key in zip(axes[:2], ("frechet", "rarest"), strict=True):
             values = column(rows, key)
             axis.plot([index + 0.06 * (k - 2) for k in range(len(values))], values, "o", color=f"C{index}", markersize=5)
+            axis.errorbar(index + 0.2, statistics.fmean(values), statistics.stdev(values), fmt="_", color="0.3", capsize=3)
         pictures = torch.tensor(rows[0]["shown"]).reshape(16, *shape)
         axes[2 + index].imshow(grid(pictures.numpy(), (0.0, 16.0), columns=4), cmap="gray")
         axes[2 + index].set(title=f"{kind}, seed 0")
         axes[2 + index].axis("off")
     axes[0].set(yscale="log", ylabel="Frechet distance over the data's own")
-    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for formatter in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        formatter(lambda value, _: f"{value:g}")
     axes[1].set(ylabel="share of the rarest digit", ylim=(0.0, None))
     axes[1].axhline(0.01, color="0.6", linestyle="--", linewidth=0.8)
     for axis in axes[:2]:
         axis.set_xticks(range(len(found)), list(found))
+    drawing.suptitle(title, fontsize=10)
     save(drawing, path)
 
 
@@ -216,7 +219,7 @@ def main() -> int:
         }  # fmt: skip
         print(f"{kind:<10}", result[kind])
     if args.figure:
-        figure(found, args.figure, world(args.data).data.card.shape)
+        figure(found, args.figure, world(args.data).data.card.shape, f"every seed, mean and standard deviation of {args.seeds}")
     print(json.dumps(result))
     return 0
 
