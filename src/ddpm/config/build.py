@@ -221,7 +221,9 @@ class _Builder:
         if chosen is None:
             names = ", ".join(cls.__name__ for cls in known.values())
             where = f"{path}.name" if path else "name"
-            self.problems.append(f"{self._place([layer for layer, _ in given])}missing setting '{where}'; allowed: {names}")
+            typed = path and any(layer.text for layer, _ in given)
+            advice = f": name it beside its settings, by --{path.rpartition('.')[2].replace('_', '-')}" if typed else ""
+            self.problems.append(f"{self._place([layer for layer, _ in given])}missing setting '{where}'{advice}; allowed: {names}")
             return _FAILED
         return self.build(chosen, tables, f"{path}." if path else "", tuple(known.values()))
 
