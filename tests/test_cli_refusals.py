@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,22 +181,36 @@ def test_all_problems_at_once_and_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 2 and "2 problems" in done.stderr
 
 
-def test_flags_win_over_files_and_files_over_recipes(tmp_path: Path) -> None:
+def settled(*words: str) -> Any:
+    """The settings of `ddpm train WORDS`."""
     from ddpm.cli.app import make_parser
     from ddpm.cli.train import settings as settle
-    from ddpm.training.recipes import recipe
 
-    def settled(*words: str) -> object:
-        args, extra = make_parser(["train"]).parse_known_args(["train", *words])
-        return settle(args, extra)
+    args, extra = make_parser(["train"]).parse_known_args(["train", *words])
+    return settle(args, extra)
+
+
+def test_recipes_say_what_they_settle() -> None:
+    """Their commands are understood; LSUN's name what is mirrored and what is held out."""
+    folder = resources.files("ddpm.training.recipes")
+    texts = {file.name: file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".toml")}
+    found = [settled(*words.split()) for text in texts.values() for words in re.findall(r"ddpm train (.+)", text)]
+    mirrored = {Path(config.data.data).name.split("_")[0]: config.data.flip for config in found}
+    assert mirrored == {"church": True, "bedroom": False}
+    (percent,) = re.findall(r"(\d+) % is held out", texts["lsun-ho.toml"])
+    assert all(config.data.holdout == float(percent) / 100 for config in found)
+
+
+def test_flags_win_over_files_and_files_over_recipes(tmp_path: Path) -> None:
+    from ddpm.training.recipes import recipe
 
     (tmp_path / "a.toml").write_text("batch = 32\nsteps = 7\n[optimizer]\nlr = 0.1\n", encoding="utf-8")
     (tmp_path / "b.json").write_text('{"steps": 8}', encoding="utf-8")
     files = ["--config", str(tmp_path / "a.toml"), "--config", str(tmp_path / "b.json")]
     digits = recipe("digits")
     config = settled(*files, "--lr", "0.2")
-    assert (config.batch, config.steps, config.optimizer.lr) == (32, 8, 0.2)  # type: ignore[attr-defined]
-    assert (config.ema, config.optimizer.decay) == (digits["ema"], digits["optimizer"]["decay"])  # type: ignore[attr-defined]
-    assert settled("--recipe", "none").network is None and settled("--recipe", "none").ema == 0.05  # type: ignore[attr-defined]
-    assert settled("--data", "photos").network is None  # type: ignore[attr-defined]
-    assert settled("--data", "photos", "--recipe", "digits").batch == digits["batch"]  # type: ignore[attr-defined]
+    assert (config.batch, config.steps, config.optimizer.lr) == (32, 8, 0.2)
+    assert (config.ema, config.optimizer.decay) == (digits["ema"], digits["optimizer"]["decay"])
+    assert settled("--recipe", "none").network is None and settled("--recipe", "none").ema == 0.05
+    assert settled("--data", "photos").network is None
+    assert settled("--data", "photos", "--recipe", "digits").batch == digits["batch"]

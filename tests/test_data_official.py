@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import mmap
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,30 @@ class Evil:
         return os.system, ("touch marker",)
 
 
+class Made:
+    """Pickled as the call of something with arguments."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def python_batch(labels: list[int], protocol: int = 2) -> bytes:
+    """As many pictures, pickled."""
+    return pickle.dumps({b"data": np.zeros((len(labels), 3072), np.uint8), b"labels": labels, b"filenames": [b""]}, protocol)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_batches_pickled_anew_are_read(protocol: int, tmp_path: Path) -> None:
+    """By any protocol, one without pictures among them; and a folder that only has the name of a batch is none."""
+    place = write_folder(tmp_path / "batches", {"data_batch_1": python_batch([], protocol), "data_batch_2": python_batch([3, 1], protocol)})
+    (place / "test_batch").mkdir()
+    found = open_data(DataSettings(data=str(place), holdout=0.0))
+    assert found.card.count == 2 and found.cond["class"].tolist() == [3, 1] and found.card.classes == ("0", "1", "2", "3")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -90,6 +117,12 @@ class Evil:
         ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 30), np.uint8), b"labels": [1, 2]}, 2), "no pictures"),
         ("data_batch_1", pickle.dumps([1, 2], 2), "is no batch"),
         ("data_batch_1", b"\x80\x02}q\x00", "damaged"),
+        ("data_batch_1", python_batch([3, 10**30]), "label number 1 is no class; allowed are 0 to 255"),
+        ("data_batch_1", python_batch([-1, 3]), "label number 0 is no class"),
+        ("data_batch_1", python_batch([3, 77]), "10 classes"),
+        ("data_batch_1", python_batch([]), "its batches hold no pictures"),
+        ("data_batch_1", pickle.dumps({b"data": Made(codecs.encode, "a", "utf-8"), b"labels": []}, 2), "damaged"),
+        ("data_batch_1", pickle.dumps({b"data": Made(bytes, 9), b"labels": []}, 2), "damaged"),
         ("data_batch_1.bin", b"\x00" * 3000, "damaged or cut short"),
         ("data_batch_1.bin", b"\xff" * 3073, "10 classes"),
     ],
@@ -146,3 +179,22 @@ def test_a_folder_that_is_no_lmdb_is_told(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as LMDB"):
         open_data(DataSettings(data=str(tmp_path)))
+
+
+def test_an_lmdb_that_is_cut_or_damaged_is_told(tmp_path: Path) -> None:
+    """When it is opened, and when a picture is read later; never by the end of the process."""
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 3, 20, 24)).astype(np.uint8)
+    place = write_lmdb(tmp_path / "bedroom_train_lmdb", pictures)
+    settings = DataSettings(data=str(place), size=(16,), crop="centre", memory_share=1e-9)
+    open_data(settings)
+    found, file = open_data(settings), place / "data.mdb"  # from the index: the pictures are not looked at
+    whole, times = file.read_bytes(), file.stat()
+    file.write_bytes(whole[: 2 * mmap.PAGESIZE] + b"\xff" * (len(whole) - 2 * mmap.PAGESIZE))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match=r"data\.mdb: is damaged .*; fetch it again"):
+        found.batch(np.arange(9))
+    with pytest.raises(DataError, match=r"data\.mdb: is damaged .*; fetch it again"):
+        open_data(replace(settings, size=(8,)))
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data\.mdb: [0-9,]+ bytes of [0-9,]+; it is cut short, fetch it again"):
+        open_data(settings)

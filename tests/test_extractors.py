@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from ddpm.denoiser.card import Card
 from ddpm.errors import ConfigError
 from ddpm.evaluation.extractors.extractor import Raw, as_levels
 from ddpm.evaluation.extractors.inception import Inception, InceptionV3, resized
-from ddpm.evaluation.extractors.learned import Learned
+from ddpm.evaluation.extractors.learned import Encoder, Learned, blocks_of, folded
+from ddpm.evaluation.run import extractor_of
+from ddpm.evaluation.settings import EvaluateConfig
 from small_runs import pictures, table
 
 
@@ -131,7 +134,7 @@ def test_an_encoder_is_trained_once_for_each_data_set(tmp_path: Path) -> None:
     """Read back with the same identity; other data, other file; a classifier where there are classes."""
     data = table(80, classes=2)
     first, again = (Learned.of(data, 5, cache=tmp_path) for _ in range(2))
-    assert first.identity == again.identity and len(list((tmp_path / "extractors").iterdir())) == 1
+    assert first.identity == again.identity and len(list((tmp_path / "extractors").glob("*.safetensors"))) == 1
     x = torch.from_numpy(data.samples[:9])
     assert torch.equal(first.features(x), again.features(x)) and first.features(x).shape == (9, 64)
     logits = first.logits(first.features(x))
@@ -140,9 +143,78 @@ def test_an_encoder_is_trained_once_for_each_data_set(tmp_path: Path) -> None:
     assert other.identity != first.identity and other.logits(torch.zeros(1, 64)) is None
 
 
-@pytest.mark.parametrize("shape", [(4, 12), (2, 8, 8), (1, 4, 8, 8), (5,)])
+def test_another_split_of_equal_size_has_another_encoder(tmp_path: Path) -> None:
+    """One that has seen none of the rows held out."""
+    data, told = table(80, classes=2), []
+    rows = np.sort(np.concatenate([data.train_rows[8:], data.held_rows]))
+    other = replace(data, train_rows=rows, held_rows=data.train_rows[:8])
+    assert len(rows) == len(data.train_rows)
+    found = [Learned.of(one, 2, cache=tmp_path, say=told.append).identity for one in (data, other, data)]
+    assert found[0] == found[2] != found[1] and len(told) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"no tensors", None])
+def test_a_damaged_encoder_is_trained_again(damage: bytes | None, tmp_path: Path) -> None:
+    """Cut, foreign, or of other tensors: to the same weights, saying so."""
+    data, told = table(40, classes=2), []
+    first = Learned.of(data, 2, cache=tmp_path)
+    Learned.of(pictures(1, 8, 8), 2, cache=tmp_path / "other")
+    (kept,), (other,) = ((at / "extractors").glob("*.safetensors") for at in (tmp_path, tmp_path / "other"))
+    kept.write_bytes(other.read_bytes() if damage is None else kept.read_bytes()[:-7] + damage)
+    again = Learned.of(data, 2, cache=tmp_path, say=told.append)
+    assert again.identity == first.identity and f"{kept} is damaged; it is made again" in told
+    assert Learned.of(data, 2, cache=tmp_path, say=told.append).identity == first.identity and len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("axes", "blocks"),
+    [
+        ((), ()),
+        ((32, 32), (1, 1)),
+        ((28, 32, 32), (1, 1, 1)),
+        ((1024,), (1,)),
+        ((1025,), (2,)),
+        ((33, 33), (2, 2)),
+        ((16, 300), (1, 16)),
+        ((256, 256), (8, 8)),
+        ((4, 64, 64), (1, 4, 4)),
+    ],
+)
+def test_of_large_samples_blocks_become_channels(axes: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    """So that the body sees no more places than 32x32 has, give or take the padding; nothing of smaller ones; and every entry counts."""
+    assert blocks_of(axes) == blocks
+    x = torch.rand(1, 2, *axes, requires_grad=True)
+    encoder, seen = Encoder((2, *axes), 0), []
+    encoder.body.stem.register_forward_hook(lambda _module, args, _out: seen.append(args[0].shape[2:]))
+    encoder(x).square().sum().backward()
+    assert all(size <= 32 for size in seen[0]) or len(axes) == 1
+    assert seen[0] == axes if set(blocks) <= {1} else seen[0].numel() <= 1100
+    assert x.grad is not None and bool((x.grad != 0).all())
+
+
+def test_folding_is_pixel_unshuffle_with_its_edges_repeated() -> None:
+    """Of a picture; the blocks that stick out hold its last row and column."""
+    x = torch.rand(2, 3, 45, 64)
+    whole = torch.cat([x, x[:, :, -1:].expand(-1, -1, 3, -1)], dim=2)
+    assert torch.equal(folded(x, (4, 4)), F.pixel_unshuffle(whole, 4)) and folded(x, (1, 1)).shape == x.shape
+
+
+def test_a_device_that_is_named_is_the_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the samples drawn; its features are on the host."""
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path))
+    asked: list[torch.device | None] = []
+    of = Learned.of
+    monkeypatch.setattr(Learned, "of", lambda data, *, device, say: asked.append(device) or of(data, 2, device=device))
+    data, device = pictures(1, 8, 8), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = extractor_of(EvaluateConfig(), data, device)
+    features = found.features(torch.from_numpy(data.samples[:9]))
+    assert isinstance(found, Learned) and asked == [device] and features.device.type == "cpu"
+    assert found.encoder.body.head.weight.device.type == device.type
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (2, 8, 8), (1, 4, 8, 8), (5,), (1, 40, 36)])
 def test_every_kind_of_data_has_an_extractor(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """Signals, fields, volumes and tables."""
+    """Signals, fields, volumes and tables, and what is larger than the encoder's body."""
     samples = np.random.default_rng(0).normal(size=(60, *shape)).astype(np.float32)
     found = Learned.of(from_arrays(samples, name="any"), 2, cache=tmp_path)
     assert found.features(torch.from_numpy(samples)).shape == (60, 64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from ddpm.data import from_arrays
 from ddpm.data.dataset import Dataset
-from ddpm.errors import ConfigError, DataError
+from ddpm.errors import ConfigError, DataError, DiskError
 from ddpm.evaluation.extractors import Extractor, Raw
 from ddpm.evaluation.reference import Protocol, Reference, foreign_statistics, reference
 from ddpm.evaluation.scoring import embedded, score
@@ -58,6 +60,46 @@ def test_references_are_made_once_for_data_rows_and_extractor(tmp_path: Path) ->
         reference(from_arrays(np.zeros((9, 6), np.float32), name="table", holdout=0.0), "held out", extractor, cache=tmp_path)
 
 
+def test_the_moments_of_a_reference_are_made_once(tmp_path: Path) -> None:
+    """However many points of curves are compared with it."""
+    rows = reference(data(), "train", Raw(data().card), cache=tmp_path)
+    assert rows.moments is rows.moments
+
+
+@pytest.mark.parametrize("damage", [b"", b"no tensors"])
+def test_damaged_features_are_made_again(damage: bytes, tmp_path: Path) -> None:
+    """Saying so; and where the folder cannot be written, what to do."""
+    one, told = data(), []
+    extractor = Counting(one.card)
+    first = reference(one, "train", extractor, cache=tmp_path)
+    (kept,) = (tmp_path / "statistics").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-7] + damage)
+    again = [reference(one, "train", extractor, told.append, cache=tmp_path) for _ in range(2)]
+    assert told == [f"{kept} is damaged; it is made again"] and extractor.seen == 2 * len(one.train_rows)
+    assert all(torch.equal(found.features, first.features) for found in again)
+    with pytest.raises(DiskError, match="cannot be written.*DDPM_CACHE names another folder"):
+        reference(one, "train", extractor, cache=kept)
+
+
+def test_of_two_that_want_the_same_reference_one_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other waits, says so, and reads it."""
+
+    class Slow(Counting):
+        def embed(self, samples: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.3)
+            return super().embed(samples)
+
+    monkeypatch.setattr("ddpm.evaluation.cached.PATIENCE", 0.05, raising=False)
+    one, told = data(), []
+    extractor = Slow(one.card)
+    both = [threading.Thread(target=reference, args=(one, "train", extractor, told.append), kwargs={"cache": tmp_path}) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert extractor.seen == len(one.train_rows) and [line.split(",")[0] for line in told] == ["waiting for another process"]
+
+
 def test_protocols_that_differ_are_refused() -> None:
     """With the part that does."""
     one = Protocol("a" * 8, "train", "raw-1")
@@ -91,7 +133,7 @@ def test_few_samples_are_said_to_be_few(tmp_path: Path) -> None:
     against = reference(data(), "train", Counting(data().card), cache=tmp_path)
     (line,) = score(drawn(50), against).warnings
     assert "50 samples for vectors of 6 numbers" in line and "too large" in line
-    small = against._replace(features=against.features[:15])
+    small = replace(against, features=against.features[:15])
     assert any("15 data for vectors of 6 numbers" in line for line in score(drawn(400), small).warnings)
     with pytest.raises(DataError, match="got 12; a Frechet distance with an interval needs at least 40"):
         score(drawn(12), against)

@@ -97,7 +97,8 @@ def _measured(through: Through, dataset: Dataset, how: str, folder: Path, home: 
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    extractor = None if how == "none" else Raw(dataset.card) if how == "raw" else Learned.of(dataset, say=say)
+    device = next(through.autoencoder.parameters()).device
+    extractor = None if how == "none" else Raw(dataset.card) if how == "raw" else Learned.of(dataset, device=device, say=say)
     found = reconstruction(through.autoencoder, through.codec, dataset, extractor, say)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"

@@ -103,10 +103,11 @@ def compare(run: Path, student: Denoiser, config: DistillConfig, n: int) -> None
     from ddpm.training.state import load, open_run
     from ddpm.training.tokens import told_by
 
-    loaded = load(run).to(device_of(student))
+    device = device_of(student)
+    loaded = load(run).to(device)
     data = told_by(with_given(open_data(run_data(open_run(run))), loaded.given), loaded)
-    evaluator = Evaluator(data, Learned.of(data, say=notice), say=notice)
-    cond = evaluator.conditions(n, config.seed, loaded.conditions, device_of(student))
+    evaluator = Evaluator(data, Learned.of(data, device=device, say=notice), say=notice)
+    cond = evaluator.conditions(n, config.seed, loaded.conditions, device)
     teacher = ClassifierFree(loaded, config.method.guidance) if config.method.guidance != 1.0 else loaded
     real = evaluator.real(n)
     print(f"{'steps':<28} {'calls':>5} {'Frechet distance':>24}   ({n:,} samples, an encoder trained on the data)")

@@ -10,10 +10,13 @@ import io
 import itertools
 import pickle
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]
+from numpy._core.numeric import _frombuffer  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
 from ddpm.data.found import Found
@@ -24,6 +27,7 @@ BATCH = re.compile(r"(?:data_batch_[1-5]|test_batch)(\.bin)?")
 NAMES = re.compile(r"batches\.meta(?:\.txt)?")
 SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32  # a label, then a picture: its red, green and blue planes
+LABELS = range(256)  # that are a byte
 PEEK = 12  # members that are looked at
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, 3, 32, 32) and labels (n,)
@@ -34,7 +38,7 @@ def is_cifar(path: Path) -> bool:
     if not path.is_dir() and not path.name.lower().endswith(TAR_SUFFIXES):
         return False
     if path.is_dir():
-        return any(BATCH.fullmatch(file.name) for file in path.glob("*_batch*"))
+        return any(BATCH.fullmatch(file.name) and file.is_file() for file in path.glob("*_batch*"))
     return any(BATCH.fullmatch(Path(member.name).name) for member in itertools.islice(members(path), PEEK))
 
 
@@ -53,6 +57,8 @@ def read_cifar(path: Path) -> Found:
             classes = class_names(_bytes(member), name.endswith(".txt"), f"{path}: {member.name}")
     ordered = [batches[name] for name in sorted(batches)]  # data_batch_1 .. 5, test_batch
     labels = np.concatenate([labels for _, labels in ordered])
+    if not len(labels):
+        raise DataError(f"{path}: its batches hold no pictures")
     classes = classes or tuple(str(number) for number in range(int(labels.max()) + 1))
     if labels.min() < 0 or labels.max() >= len(classes):
         raise DataError(f"{path}: labels {labels.min()} to {labels.max()}, but {len(classes)} classes are named")
@@ -92,6 +98,8 @@ def pickled(data: bytes, where: str) -> Batch:
         raise DataError(f"{where}: holds no pictures of 3x32x32; it is not a batch of CIFAR-10")
     if not isinstance(labels, list) or len(labels) != len(pictures) or not all(type(label) is int for label in labels):
         raise DataError(f"{where}: {len(pictures):,} pictures without as many labels")
+    if wrong := [number for number, label in enumerate(labels) if label not in LABELS]:
+        raise DataError(f"{where}: label number {wrong[0]} is no class; allowed are {LABELS[0]} to {LABELS[-1]}")
     return pictures.reshape(-1, *SHAPE), np.array(labels, dtype=np.int64)
 
 
@@ -103,20 +111,36 @@ def class_names(data: bytes, text: bool, where: str) -> tuple[str, ...]:
     return tuple(name.decode("ascii", "replace") for name in names if isinstance(name, bytes)) if isinstance(names, list) else ()
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Builds numbers, text, lists, mappings and arrays of numbers; refuses the name of anything else, before it is imported."""
+def _latin1(text: str, encoding: str) -> bytes:
+    """`_codecs.encode` with the one encoding by which pickles before protocol 3 write bytes."""
+    if encoding != "latin1":
+        raise ValueError(encoding)
+    return text.encode("latin1")
 
-    KNOWN = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
+
+def _no_bytes() -> bytes:
+    """`bytes` without arguments, as these write no bytes at all."""
+    return b""
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Builds numbers, text, lists, mappings and arrays of numbers; refuses the name of anything else, which is never imported."""
+
+    KNOWN: ClassVar[Mapping[tuple[str, str], Callable[..., Any]]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _latin1,
+        ("__builtin__", "bytes"): _no_bytes,
+    }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """What a pickle may name."""
-        if (module_name.replace("numpy._core", "numpy.core"), global_name) not in self.KNOWN:
+        known = self.KNOWN.get((module_name.replace("numpy._core", "numpy.core"), global_name))
+        if known is None:
             raise DataError(f"names {module_name}.{global_name}: it contains code; refused")
-        if global_name == "_reconstruct":
-            from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]
-
-            return _reconstruct
-        return super().find_class(module_name, global_name)
+        return known
 
 
 def arrays_only(data: bytes, where: str) -> dict[Any, Any]:

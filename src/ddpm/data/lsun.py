@@ -5,19 +5,22 @@ https://github.com/fyu/lsun. Pictures are read in place and decoded when they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ddpm.data.dataset import Rows
-from ddpm.data.demand import Arrays, Files, FolderFiles
+from ddpm.data.demand import Arrays, Files, FolderFiles, stamp
 from ddpm.data.names import Names
 from ddpm.data.sources import Member
 from ddpm.errors import ConfigError, DataError
 
 FILE = "data.mdb"
 SUFFIX = ".webp"  # given to the keys, which have none; what a picture really is, its first bytes say
+_opened: WeakValueDictionary[Path, Any] = WeakValueDictionary()  # environments, by their folders
 
 
 def is_lmdb(path: Path) -> bool:
@@ -26,26 +29,44 @@ def is_lmdb(path: Path) -> bool:
 
 
 def open_lmdb(root: Path) -> Any:
-    """The environment, for reading only; ConfigError where the library is missing, DataError for what is no LMDB."""
+    """The environment, for reading only; ConfigError where the library is missing, DataError for what is no LMDB.
+
+    It closes when nothing holds it any more: the library opens a file only once in a process, so that those who read it share it.
+    """
     try:
         import lmdb
     except ImportError as error:
         raise ConfigError(f"{root}: is an LMDB, which takes a library of its own: pip install 'ddpm[lsun]'") from error
+    if (environment := _opened.get(root.resolve())) is not None:
+        return environment
     try:
-        return lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False, max_readers=64)
+        environment = lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False, max_readers=64)
     except lmdb.Error as error:
         raise DataError(f"{root}: cannot be read as LMDB ({error})") from error
+    _opened[root.resolve()] = environment
+    return environment
+
+
+@contextmanager
+def reading(root: Path, environment: Any, *, buffers: bool = False) -> Generator[Any]:
+    """A transaction of an LMDB. Raises: DataError where it is cut short or damaged."""
+    import lmdb
+
+    try:
+        whole, size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"], stamp(root, FILE)[1]
+        if size < whole:  # it is mapped: to read beyond its end would end the process
+            raise DataError(f"{root / FILE}: {size:,} bytes of {whole:,}; it is cut short, fetch it again")
+        with environment.begin(buffers=buffers) as transaction:
+            yield transaction
+    except lmdb.Error as error:
+        raise DataError(f"{root / FILE}: is damaged ({error}); fetch it again") from error
 
 
 def lmdb_members(root: Path) -> Iterator[Member]:
     """Every picture, in the order of the keys."""
-    environment = open_lmdb(root)
-    try:
-        with environment.begin(buffers=True) as transaction:
-            for key, value in transaction.cursor():
-                yield Member(name_of(bytes(key), root), len(value), lambda value=value: bytes(value))
-    finally:
-        environment.close()
+    with reading(root, open_lmdb(root), buffers=True) as transaction:
+        for key, value in transaction.cursor():
+            yield Member(name_of(bytes(key), root), len(value), lambda value=value: bytes(value))
 
 
 def name_of(key: bytes, root: Path) -> str:
@@ -68,7 +89,7 @@ class LmdbFiles:
 
     def read(self, numbers: Rows) -> Iterator[tuple[int, bytes]]:
         """The bytes of each picture, in the order asked for."""
-        with self._environment.begin() as transaction:
+        with reading(self.root, self._environment) as transaction:
             for place, number in enumerate(numbers):
                 name = self.names[int(number)]
                 value = transaction.get(name.removesuffix(SUFFIX).encode("ascii"))

@@ -10,21 +10,21 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ddpm.cache import folder
 from ddpm.data.dataset import Dataset, Rows
 from ddpm.errors import ConfigError, DataError
+from ddpm.evaluation.cached import cached
 from ddpm.evaluation.extractors.extractor import Extractor, digest
 from ddpm.metrics import Moments
-from ddpm.training.checkpoints.storage import replace_text
 
 BATCH = 512
 
@@ -43,13 +43,14 @@ class Protocol(NamedTuple):
             raise ConfigError(f"protocol: these scores do not compare ({'; '.join(apart)}); score both with the same data and extractor")
 
 
-class Reference(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Reference:
     """The features (M, D) of data rows, float32."""
 
     protocol: Protocol
     features: Tensor
 
-    @property
+    @cached_property
     def moments(self) -> Moments:
         """Their mean and covariance, which count as exact, as in FID."""
         return Moments.of(self.features)
@@ -74,17 +75,12 @@ def reference(
     if not len(rows):
         raise DataError(f"reference: {card.name} has no {kind} samples")
     protocol = Protocol(card.fingerprint, f"{kind} {digest(rows.tobytes())[:12]}", f"{extractor.name}-{extractor.identity}")
-    key = digest(json.dumps(protocol), str(card.shape))
-    path = (cache or folder()) / "statistics" / f"{key}.safetensors"
-    if card.fingerprint and path.is_file():
-        with safe_open(path, "pt") as file:
-            return Reference(protocol, file.get_tensor("features"))
-    found = Reference(protocol, features_of(dataset, rows, extractor, say))
-    if card.fingerprint:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"protocol": json.dumps(protocol), "data": card.name}
-        replace_text(path, save({"features": found.features.contiguous()}, metadata=told))
-    return found
+    if not card.fingerprint:
+        return Reference(protocol, features_of(dataset, rows, extractor, say))
+    path = (cache or folder()) / "statistics" / f"{digest(json.dumps(protocol), str(card.shape))}.safetensors"
+    shapes, about = {"features": (len(rows), extractor.dim)}, {"protocol": json.dumps(protocol), "data": card.name}
+    found = cached(path, shapes, lambda: {"features": features_of(dataset, rows, extractor, say).contiguous()}, say, about)
+    return Reference(protocol, found["features"])
 
 
 def foreign_statistics(path: Path, dim: int) -> Moments:

@@ -134,7 +134,7 @@ def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device,
         return Pretrained(config.extractor, dataset.card, config.weights_file, device)
     if config.weights_file is not None:
         return Inception(Path(config.weights_file), dataset.card, device)
-    return Raw(dataset.card) if config.extractor == "raw" else Learned.of(dataset, say=say)
+    return Raw(dataset.card) if config.extractor == "raw" else Learned.of(dataset, device=device, say=say)
 
 
 def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys: frozenset[str], say: Say) -> dict[str, Any] | None:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import DataError
-from ddpm.metrics.moments import checked, same_length
-from ddpm.metrics.neighbours import ROWS, distances, nearest
+from ddpm.metrics.moments import checked, same_length, vectors
+from ddpm.metrics.neighbours import nearest, nearest_distances
 
 RATE = 0.01
 LEAST = 50  # held-out vectors
@@ -59,7 +59,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, shown: int = 
     """
     from scipy.stats import betabinom
 
-    samples, train, held_out = checked(samples), checked(train), checked(held_out)
+    samples, train, held_out = checked(samples), vectors(train), checked(held_out)
     same_length(samples, train)
     same_length(samples, held_out)
     seen = nearest(held_out, train)[0]
@@ -73,7 +73,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, shown: int = 
     again = near <= SAME * seen.median()
     copied = _too_many(int(again.sum()), len(samples), train, SAME * float(seen.median()), leaks, len(new))
     kept = slice(None) if copied or bool(again.all()) else ~again
-    beside = torch.cat([_others(held_out, part) for part in torch.arange(len(held_out)).split(1024)])
+    beside = nearest_distances(held_out, held_out, 2)[:, 1]  # the nearest is itself
     mine, usual = (_log(near[kept]) - _log(nearest(samples[kept], held_out)[0])), (_log(seen) - _log(beside))
     ratio = math.exp(float(mine.median() - usual.median()))
     mine, usual = mine * dimension(samples[kept], train), usual * dimension(held_out, train)
@@ -96,7 +96,7 @@ def _too_many(count: int, samples: int, train: Tensor, reach: float, leaks: int,
     if not count:
         return False
     rows = torch.arange(min(samples, len(train))) * len(train) // min(samples, len(train))
-    twins = sum(int((_others(train, part) <= reach).sum()) for part in rows.split(1024))
+    twins = int((nearest_distances(train[rows], train, 2)[:, 1] <= reach).sum())
     real = len(rows) + held_out
     return float(hypergeom.sf(count - 1, samples + real, count + twins + leaks, samples)) < DOUBT
 
@@ -105,23 +105,12 @@ def dimension(x: Tensor, data: Tensor, k: int = 10) -> Tensor:
     """How many dimensions the data (M, D) fill about each x (N, D): 1 / mean_j log(d_k / d_j) of the distances to the second to the last
     but one of k + 1 neighbours; the first is left out, which of a copy is no measure. At least 1, at most 1000, where neighbours coincide.
     """
-    k = min(k, len(data) - 1)
-    found: list[Tensor] = []
-    for part in x.split(ROWS):
-        far = _log(distances(part.double(), data.double()).topk(k + 1, dim=1, largest=False).values[:, 1:])
-        found.append(1.0 / (far[:, -1:] - far[:, :-1]).mean(1).clamp(1e-3, 1.0))
-    return torch.cat(found)
+    far = _log(nearest_distances(x, data, min(k, len(data) - 1) + 1)[:, 1:])
+    return 1.0 / (far[:, -1:] - far[:, :-1]).mean(1).clamp(1e-3, 1.0)
 
 
 def _log(distance: Tensor) -> Tensor:
     return distance.double().clamp(min=TINY).log()
-
-
-def _others(vectors: Tensor, rows: Tensor) -> Tensor:
-    """The distance of each of these rows to the nearest of the other vectors."""
-    far = torch.cdist(vectors[rows].double(), vectors.double())
-    far[torch.arange(len(rows)), rows] = torch.inf
-    return far.min(1).values
 
 
 def _rank(a: Tensor, b: Tensor) -> float:

@@ -9,16 +9,23 @@ from torch import Tensor
 
 from ddpm.errors import DataError
 
+ROWS = 8192  # vectors that are brought to float64 at once
 
-def checked(features: Tensor) -> Tensor:
-    """Feature vectors (N, D) in float64; DataError for another shape or for numbers that are not finite."""
+
+def vectors(features: Tensor) -> Tensor:
+    """Feature vectors (N, D), as they came; DataError for another shape or for numbers that are not finite."""
     if features.ndim != 2:
         raise DataError(f"features: got shape {tuple(features.shape)}, a metric takes vectors (N, D); flatten the samples first")
-    bad = (~features.isfinite()).any(1).nonzero()
+    bad = torch.cat([(~part.isfinite()).any(1) for part in features.split(ROWS)]).nonzero()
     if len(bad):
         many = f"{len(bad)} of {len(features)} samples are not finite, first number {int(bad[0])}"
         raise DataError(f"features: {many}; nothing was scored")
-    return features.to(torch.float64)
+    return features
+
+
+def checked(features: Tensor) -> Tensor:
+    """Feature vectors (N, D) in float64; DataError as `vectors`."""
+    return vectors(features).to(torch.float64)
 
 
 def same_length(x: Tensor, y: Tensor) -> None:
@@ -45,10 +52,13 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """Of vectors (N, D), N >= 1. DataError for other shapes and numbers that are not finite."""
-        features = checked(features)
-        mean = features.mean(0)
-        apart = features - mean
-        return cls(len(features), mean, apart.T @ apart)
+        whole = cls.none(vectors(features).shape[1])
+        for part in features.split(ROWS):
+            part = part.to(torch.float64)
+            mean = part.mean(0)
+            apart = part - mean
+            whole += cls(len(part), mean, apart.T @ apart)
+        return whole
 
     @classmethod
     def given(cls, mean: Tensor, cov: Tensor, count: int = 0) -> Moments:
@@ -61,7 +71,10 @@ class Moments(NamedTuple):
             return NotImplemented
         same_length(self.mean, other.mean)
         if not self.count or not other.count:
-            return other if not self.count else self
+            empty, full = (self, other) if not self.count else (other, self)
+            if empty.scatter.any() or empty.mean.any():
+                raise DataError("moments: known without the number of vectors they are of; they add up with no others")
+            return full
         count = self.count + other.count
         apart = other.mean - self.mean
         scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / count)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import DataError
-from ddpm.metrics.moments import checked, same_length
+from ddpm.metrics.moments import same_length, vectors
 
-ROWS = 4096  # of the table of distances at once
+ROWS = 4096  # and columns of the table of distances at once
 SHARES = ("precision", "recall", "coverage")  # of a `Manifold`, between 0 and 1
 
 
@@ -30,19 +30,37 @@ class Manifold(NamedTuple):
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distance of every pair (N, D), (M, D) -> (N, M), by one matrix product: to 1e-7 of the vectors' length in float64."""
-    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+    """Euclidean distance of every pair (N, D), (M, D) -> (N, M), by one matrix product in float64: to 1e-7 of the vectors' length."""
+    return torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist")
+
+
+def nearest_distances(x: Tensor, y: Tensor, k: int) -> Tensor:
+    """Distances of every x (N, D) to its k nearest y, nearest first, (N, k); of the table of all pairs at most `ROWS`^2 at once."""
+    found: list[Tensor] = []
+    for part in x.split(ROWS):
+        near = x.new_empty(len(part), 0, dtype=torch.float64)
+        for other in y.split(ROWS):
+            table = torch.cat([near, distances(part, other)], dim=1)
+            near = table.topk(min(k, table.shape[1]), dim=1, largest=False).values
+        found.append(near)
+    return torch.cat(found)
 
 
 def radii(x: Tensor, k: int) -> Tensor:
     """Distance of every vector to its k-th nearest other one, (N,)."""
-    return torch.cat([distances(part, x).topk(k + 1, dim=1, largest=False).values[:, k] for part in x.split(ROWS)])
+    return nearest_distances(x, x, k + 1)[:, k]
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of every x (N, D) to the nearest y, (N,), and which that is, (N,)."""
-    found = [distances(part, y).min(dim=1) for part in x.split(ROWS)]
-    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    least, which = x.new_full((len(x),), torch.inf, dtype=torch.float64), x.new_zeros(len(x), dtype=torch.int64)
+    for first in range(0, len(x), ROWS):
+        here = slice(first, first + ROWS)
+        for start in range(0, len(y), ROWS):
+            near, place = distances(x[here], y[start : start + ROWS]).min(dim=1)
+            closer = near < least[here]
+            least[here], which[here] = torch.where(closer, near, least[here]), torch.where(closer, start + place, which[here])
+    return least, which
 
 
 def manifold(samples: Tensor, data: Tensor, k: int = 5) -> Manifold:
@@ -50,18 +68,21 @@ def manifold(samples: Tensor, data: Tensor, k: int = 5) -> Manifold:
 
     Balls are closed. All four depend on N and M: compare at equal numbers. DataError where there are not more than k of either.
     """
-    samples, data = checked(samples), checked(data)
+    samples, data = vectors(samples), vectors(data)
     same_length(samples, data)
     if min(len(samples), len(data)) <= k:
         raise DataError(f"samples: got {len(samples)} and {len(data)} data; {k} neighbours need at least {k + 1} of each")
     of_data, of_samples = radii(data, k), radii(samples, k)
-    inside, recalled, covered = [], torch.zeros(len(data), dtype=torch.bool), torch.zeros(len(data), dtype=torch.bool)
-    for part, own in zip(samples.split(ROWS), of_samples.split(ROWS), strict=True):
-        table = distances(part, data)
-        balls = table <= of_data
-        inside.append(balls.sum(1))
-        covered |= balls.any(0)
-        recalled |= (table <= own[:, None]).any(0)
-    counts = torch.cat(inside)
+    counts = torch.zeros(len(samples), dtype=torch.int64)
+    recalled, covered = torch.zeros(len(data), dtype=torch.bool), torch.zeros(len(data), dtype=torch.bool)
+    for first in range(0, len(samples), ROWS):
+        here = slice(first, first + ROWS)
+        for start in range(0, len(data), ROWS):
+            there = slice(start, start + ROWS)
+            table = distances(samples[here], data[there])
+            balls = table <= of_data[there]
+            counts[here] += balls.sum(1)
+            covered[there] |= balls.any(0)
+            recalled[there] |= (table <= of_samples[here, None]).any(0)
     shares = (counts > 0).double().mean(), recalled.double().mean(), counts.double().mean() / k, covered.double().mean()
     return Manifold(*map(float, shares))

@@ -166,7 +166,7 @@ class Evaluator:
 
     def neighbours(self, features: Tensor) -> tuple[list[int], list[int], list[int]]:
         """The samples nearest to a training row, evenly among all of them: numbers, their nearest training rows, and held-out rows."""
-        distance, which = nearest(features.double(), self.train.features.double())
+        distance, which = nearest(features, self.train.features)
         order = distance.argsort()
         half = NEIGHBOURS // 2
         step = max(1, (len(order) - half) // half)
@@ -174,5 +174,5 @@ class Evaluator:
         train = [int(self.dataset.train_rows[int(which[i])]) for i in picked]
         if self.held is None:
             return picked, train, []
-        beside = nearest(features[picked].double(), self.held.features.double())[1]
+        beside = nearest(features[picked], self.held.features)[1]
         return picked, train, [int(self.dataset.held_rows[int(i)]) for i in beside]
