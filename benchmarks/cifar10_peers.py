@@ -42,6 +42,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.evaluation.extractors.learned import Learned
 from ddpm.evaluation.report import Evaluator
+from ddpm.evaluation.report.files import finite
 from ddpm.networks import UNetConfig
 from ddpm.sampling import DDIM, sample
 from ddpm.training import FAMILIES, TrainConfig, train
@@ -232,7 +233,7 @@ def main() -> int:
         for future in as_completed([pool.submit(job, *pair, minutes, args) for pair in left]):
             print(future.result(), flush=True)
     ready = [pair for pair in asked if done(*pair, minutes, args)]
-    for name, lr in set(asked) - set(ready):
+    for name, lr in (pair for pair in asked if pair not in ready):
         print(f"{name}, lr {lr:g}: left out, not trained yet or with fewer than {args.n} samples", flush=True)
     samples: dict[str, Tensor] = {}
     for name, lr in ready:
@@ -248,7 +249,8 @@ def main() -> int:
     if args.figure:
         figure(samples, scores, args.figure, minutes)
     runs = [json.loads(_place(args, *pair, minutes, "run").read_text()) for pair in ready]
-    print(json.dumps({"scores": scores, "real": None if real is None else real.estimates["frechet"]._asdict(), "runs": runs}))
+    floor = None if real is None else real.estimates["frechet"]._asdict()
+    print(json.dumps(finite({"scores": scores, "real": floor, "runs": runs})))
     return 0
 
 

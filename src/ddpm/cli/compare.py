@@ -13,7 +13,8 @@ HELP = """Rank runs by the Frechet distances of their reports, and say which dif
   ddpm compare runs/a runs/b                             the newest report of each
   ddpm compare runs/a/report runs/a/report-2             two reports of one run: another sampler, say
 
-Only what was scored alike is compared: the same data, the same rows, the same extractor.
+Only what was scored alike is compared: the same rows of the same data, or the same --reference, by the same extractor. Runs that copy their
+training data are marked: copies bring the distance down.
 """
 
 
