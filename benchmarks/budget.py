@@ -1,19 +1,35 @@
-"""What benchmarks of so many CPU minutes share: how many steps fit, and what was used, also where a run was killed and goes on."""
+"""What benchmarks of so many minutes share: what their folder was begun with, how many steps fit, and what was used, also where a run was
+killed and goes on.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddpm.training.checkpoints.storage import replace_text
 
 SHORT = (16, 64)  # steps of the two runs whose difference is the time of a step; both are saved eight times where eighths are kept
 SHARE = 0.97  # of the minutes: the time of a step is not known exactly
 BEAT = 5.0  # seconds
+
+
+def begun(path: Path, asked: Mapping[str, Any]) -> None:
+    """Keep the settings, as JSON can hold them, that a folder is begun with; end where it was begun with others, so that results of
+    different settings do not mix.
+    """
+    if not path.is_file():
+        replace_text(path, json.dumps(asked) + "\n")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if wrong := [f"{key} {before.get(key)}, not {value}" for key, value in asked.items() if before.get(key) != value]:
+        print(f"{path.parent}: begun with {', '.join(wrong)}; give the same, or another --folder", file=sys.stderr)
+        sys.exit(2)
 
 
 def fitting(run: Callable[[int], object], minutes: float) -> int:

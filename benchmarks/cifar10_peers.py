@@ -9,9 +9,10 @@ longer runs (--pilot MINUTES compares the two). All are sampled by 50 steps of D
 which are what their scripts save, and with those of the last step, which short runs may have better. The distance is on the features of an
 encoder trained on the same pictures, against those that training has seen, beside that of pictures it has not seen.
 
-Everything is kept in --folder, an eighth of a training after another: a second call goes on, or only scores. Minutes are CPU minutes, but a
-busy machine makes each of them worth less: measure with nothing else running; --systems takes them one after the other. The last line is
-JSON.
+Everything is kept in --folder, an eighth of a training after another: a second call goes on, or only scores. A folder belongs to one
+--data, --channels, --batch and --precision; --n may change: the first --n samples are scored, and where --systems have fewer, more are
+drawn. Minutes are CPU minutes, but a busy machine makes each of them worth less: measure with nothing else running; --systems takes them
+one after the other. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import counted, fitting, used
+from budget import begun, counted, fitting, used
 from peers import Pictures, Run, diffusers_run, eighth, library, lucid_run
 from PIL import Image
 from speed_unet import sizes
@@ -40,6 +42,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.settings import DataSettings
 from ddpm.evaluation.extractors.learned import Learned
 from ddpm.evaluation.report import Evaluator
+from ddpm.evaluation.report.files import finite
 from ddpm.networks import UNetConfig
 from ddpm.sampling import DDIM, sample
 from ddpm.training import FAMILIES, TrainConfig, train
@@ -139,7 +142,8 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
     if not plan.is_file():
         replace_text(plan, json.dumps({"steps": fitting(trainee.run, minutes)}))
     steps: int = json.loads(plan.read_text())["steps"]
-    with counted(spent):
+    record = _place(args, system, lr, minutes, "run")
+    with nullcontext() if record.is_file() else counted(spent):  # else only more samples are wanted
         trainee.run(steps, plan.with_suffix(""))
     trainee.drawn(args.n, _place(args, system, lr, minutes, "samples"))
     if system != "ddpm":
@@ -151,8 +155,15 @@ def job(system: str, lr: float, minutes: float, args: argparse.Namespace) -> dic
         "cpu_minutes": round(used(spent) / 60, 2), "ms_a_step": round(1e3 * used(spent) / steps, 1),
         "parameters": sum(p.numel() for p in module.parameters()), "gflop": round(sizes(module), 3),
     }  # fmt: skip
-    replace_text(_place(args, system, lr, minutes, "run"), json.dumps(found) + "\n")
+    replace_text(record, json.dumps(found) + "\n")
     return found
+
+
+def done(system: str, lr: float, minutes: float, args: argparse.Namespace) -> bool:
+    """Whether it is trained and has samples enough, a peer of both its weights."""
+    drawn = [_place(args, system, lr, minutes, what) for what in ("samples", *["last"] * (system != "ddpm"))]
+    enough = all(path.is_file() and len(np.load(path, mmap_mode="r")) >= args.n for path in drawn)
+    return enough and _place(args, system, lr, minutes, "run").is_file()
 
 
 def _place(args: argparse.Namespace, system: str, lr: float, minutes: float, what: str) -> Path:
@@ -207,26 +218,29 @@ def main() -> int:
     if unknown := set(systems) - set(SYSTEMS):
         parser.error(f"--systems: {', '.join(sorted(unknown))}; known are {', '.join(SYSTEMS)}")
     torch.set_num_threads(args.processes)
-    data = open_data(DataSettings(data=args.data, flip=True))
-    write_pictures(data, Path(args.folder) / "pictures")
+    data, folder = open_data(DataSettings(data=args.data, flip=True)), Path(args.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: getattr(args, key) for key in ("channels", "batch", "precision")}
+    begun(folder / "asked.json", {**kept, "fingerprint of the data": data.card.fingerprint[:16]})
+    write_pictures(data, folder / "pictures")
     ours = resolve(TrainConfig, [Layer("recipe cifar10", recipe("cifar10"))], FAMILIES).optimizer.lr
     minutes = args.pilot or args.minutes
     rates = [args.lr, 1e-4] if args.pilot else [args.lr]
     asked = [("ddpm", ours)] * (not args.pilot) + [(name, lr) for name in SYSTEMS[1:] for lr in rates]
 
-    def done(pair: tuple[str, float]) -> bool:
-        return _place(args, *pair, minutes, "run").is_file()
-
-    left = [pair for pair in asked if pair[0] in systems and not done(pair)]
+    left = [pair for pair in asked if pair[0] in systems and not done(*pair, minutes, args)]
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(job, *pair, minutes, args) for pair in left]):
             print(future.result(), flush=True)
+    ready = [pair for pair in asked if done(*pair, minutes, args)]
+    for name, lr in (pair for pair in asked if pair not in ready):
+        print(f"{name}, lr {lr:g}: left out, not trained yet or with fewer than {args.n} samples", flush=True)
     samples: dict[str, Tensor] = {}
-    for name, lr in asked:
+    for name, lr in ready:
         for what in ("samples", "last"):
             if (path := _place(args, name, lr, minutes, what)).is_file():
                 label = name + ", last weights" * (what == "last") + (f", lr {lr:g}" if args.pilot else "")
-                samples[label] = torch.from_numpy(np.load(path))
+                samples[label] = torch.from_numpy(np.load(path)[: args.n])
     evaluator = Evaluator(data, Learned.of(data))
     scores: dict[str, Any] = {name: evaluator.frechet(drawn)._asdict() for name, drawn in samples.items()}
     real = evaluator.real(args.n)
@@ -234,8 +248,9 @@ def main() -> int:
         print(f"{name:48s} {score['value']:8.2f}  [{score['low']:.2f}, {score['high']:.2f}]")
     if args.figure:
         figure(samples, scores, args.figure, minutes)
-    runs = [json.loads(_place(args, *pair, minutes, "run").read_text()) for pair in asked if done(pair)]
-    print(json.dumps({"scores": scores, "real": None if real is None else real.estimates["frechet"]._asdict(), "runs": runs}))
+    runs = [json.loads(_place(args, *pair, minutes, "run").read_text()) for pair in ready]
+    floor = None if real is None else real.estimates["frechet"]._asdict()
+    print(json.dumps(finite({"scores": scores, "real": floor, "runs": runs})))
     return 0
 
 

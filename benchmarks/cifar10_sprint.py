@@ -6,7 +6,8 @@
 
 The speed of the settings is measured first, once; from it the number of steps is fixed, so that training takes --share of the time, and
 the rest is left for scoring. The recipe is `cifar10`. At eighths of the run the averaged weights are scored on --curve samples, at the end
-on --samples, by `ddpm evaluate`, whose report lies in FOLDER/report. Exit code 75: this part is over, call it again.
+on --samples, by `ddpm evaluate`, whose report lies in FOLDER/report. Exit code 75: this part is over, call it again; 1: it took more than
+--minutes, or its report is larger than 1 MiB.
 
 Scored with --weights-file, Inception's, the distance is FID; without, that of an encoder trained on the same data, which compares with
 nothing but itself. The last line is JSON, and FOLDER/sprint.json and FOLDER/sprint.png hold the same. A folder belongs to one sprint: other
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from budget import beating
+from budget import beating, begun
 
 from ddpm.cli import main as command
 from ddpm.config import Layer, resolve
@@ -51,6 +52,7 @@ from ddpm.training.recipes import recipe
 POINTS = 8
 KEPT = 1000  # checkpoints: the eighths, and one wherever a part ended
 LATER = 75  # EX_TEMPFAIL
+LARGEST = 2**20  # bytes of the report
 
 
 class Part:
@@ -79,18 +81,6 @@ class Part:
 
         with beating(keep):
             yield
-
-
-def same_sprint(args: argparse.Namespace) -> None:
-    """End where the folder holds a sprint of other flags, so that two do not mix."""
-    path = args.folder / "asked.json"
-    asked = {key: str(value) for key, value in vars(args).items() if key not in ("folder", "part_minutes")}
-    if not path.is_file():
-        replace_text(path, json.dumps(asked))
-    before = json.loads(path.read_text())
-    if wrong := [f"{key} {before.get(key)}, not {value}" for key, value in asked.items() if before.get(key) != value]:
-        print(f"{args.folder}: begun with {', '.join(wrong)}; give the same flags, or another --folder", file=sys.stderr)
-        sys.exit(2)
 
 
 def settings(args: argparse.Namespace, folder: Path) -> TrainConfig:
@@ -179,9 +169,23 @@ def figure(found: dict[str, Any], path: Path) -> None:
     )
     if found["floor"] is not None:
         axis.axhline(found["floor"], color="0.6", linestyle="--", linewidth=1, label="real data, unseen")
-    axis.set(xlabel="million images seen", ylabel=f"Frechet distance, {found['extractor']}", yscale="log", ylim=(None, None))
+    above = all(value > 0 for value in (*values, *([] if found["floor"] is None else [found["floor"]])))  # corrected ones need not be
+    axis.set(xlabel="million images seen", ylabel=f"Frechet distance, {found['extractor']}", yscale="log" if above else "linear")
     axis.legend(frameon=False, fontsize=8)
     drawing.savefig(path, dpi=110)
+
+
+def told(found: dict[str, Any]) -> int:
+    """Print it, and what was not kept to; the exit code."""
+    wrong: list[str] = []
+    if found["minutes_used"] > found["minutes"]:
+        wrong.append(f"{found['minutes_used']:g} minutes were used, {found['minutes']:g} were given")
+    if found["report_bytes"] >= LARGEST:
+        wrong.append(f"the report has {found['report_bytes']:,} bytes, {LARGEST:,} are allowed")
+    for line in wrong:
+        print(f"not kept to: {line}", file=sys.stderr)
+    print(json.dumps(found))
+    return int(bool(wrong))
 
 
 def main() -> int:
@@ -206,7 +210,9 @@ def main() -> int:
     fast = torch.cuda.is_available()
     args.samples, args.curve = args.samples or (50_000 if fast else 2_000), args.curve or (5_000 if fast else 500)
     args.folder.mkdir(parents=True, exist_ok=True)
-    same_sprint(args)
+    begun(args.folder / "asked.json", {key: str(value) for key, value in vars(args).items() if key not in ("folder", "part_minutes")})
+    if (ended := args.folder / "sprint.json").is_file():
+        return told(json.loads(ended.read_text()))
     part = Part(args.folder, args.part_minutes)
     with part.during("setup"):
         dataset = open_data(DataSettings(data=args.data, flip=True))
@@ -228,8 +234,9 @@ def main() -> int:
             return 1
     content = json.loads((report / "report.json").read_text())
     real = (content["real"] or {}).get("frechet")
+    used = round(sum(part.used.values()) / 60.0, 2)
     found: dict[str, Any] = {
-        "minutes": args.minutes, "minutes_used": round(sum(part.used.values()) / 60.0, 2),
+        "minutes": args.minutes, "minutes_used": used, "exceeded": used > args.minutes,
         "frechet": content["scores"]["frechet"], "floor": real["value"] if real and real["low"] is not None else None,
         "extractor": kind, "samples": args.samples, "calls": args.nfe, "images": config.steps * config.batch, "steps": config.steps,
         "seconds": {what: round(seconds, 1) for what, seconds in part.used.items()}, "curve_samples": args.curve, "curve": points,
@@ -238,9 +245,8 @@ def main() -> int:
     }  # fmt: skip
     found = finite(found)
     figure(found, args.folder / "sprint.png")
-    replace_text(args.folder / "sprint.json", json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
-    return 0 if found["report_bytes"] < 2**20 else 1
+    replace_text(ended, json.dumps(found, indent=1) + "\n")
+    return told(found)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import SHARE, counted, fitting, used
+from budget import SHARE, begun, counted, fitting, used
 from filelock import FileLock
 from forecast_figure import figure
 from torch import Tensor, nn
@@ -116,8 +116,13 @@ def steps_of(args: argparse.Namespace, data: Dataset) -> int:
         train(settings(args, 0, steps, args.folder / "timed"), data=data, quiet=True)
         shutil.rmtree(args.folder / "timed")
 
+    place = args.folder / "asked.json"
     with FileLock(args.folder / "asked.lock"):
-        return begun(args) or begun(args, fitting(short, args.minutes))
+        before = json.loads(place.read_text(encoding="utf-8"))
+        if "steps" not in before:
+            before["steps"] = fitting(short, args.minutes)
+            replace_text(place, json.dumps(before) + "\n")
+        return before["steps"]
 
 
 class Setting:
@@ -192,24 +197,6 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     return said
 
 
-def begun(args: argparse.Namespace, steps: int = 0) -> int:
-    """The steps that an earlier call in this folder found to fit, 0 where there was none; or these, to be kept. Ends where that call asked
-    for something else, so that seeds of different settings do not mix.
-    """
-    place, asked = (
-        args.folder / "asked.json",
-        {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")},
-    )
-    if steps:
-        replace_text(place, json.dumps({**asked, "steps": steps}) + "\n")
-    if not place.is_file():
-        return 0
-    before = json.loads(place.read_text(encoding="utf-8"))
-    if wrong := [f"{key} {before[key]}, not {value}" for key, value in asked.items() if before[key] != value]:
-        sys.exit(f"{args.folder}: begun with {', '.join(wrong)}; give another --folder")
-    return before["steps"]
-
-
 def summary(seeds: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Means over the seeds, by lead and system."""
     out: dict[str, dict[str, dict[str, float]]] = {}
@@ -249,8 +236,8 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
+    begun(args.folder / "asked.json", {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")})
     setting, seeds = Setting(args), list[dict[str, Any]]()
-    begun(args)
     for seed in range(args.seeds) if args.seed_only is None else [args.seed_only]:
         place = args.folder / f"seed-{seed}.json"
         if place.is_file():

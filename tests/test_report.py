@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import ddpm
 from ddpm.cli import main
-from ddpm.data import from_arrays
+from ddpm.data import from_arrays, open_data
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError
 from ddpm.evaluation import EvaluateConfig, evaluate
@@ -20,11 +21,16 @@ from ddpm.evaluation.drawing import ready as drawing
 from ddpm.evaluation.drawing.ready import How
 from ddpm.evaluation.extractors import Raw
 from ddpm.evaluation.reference import foreign_statistics
-from ddpm.evaluation.report import Evaluator, compare, curves
+from ddpm.evaluation.report import Evaluator, Point, curves
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.content import evenly
-from ddpm.evaluation.report.page import curves as curves_of
 from ddpm.evaluation.scoring import spread
+from ddpm.likelihood import continuous
+from ddpm.metrics import Estimate
+from ddpm.training import OptimizerSettings
+from ddpm.training.classifier import run_data
+from ddpm.training.held_out import held_out_loss
+from ddpm.training.state import open_run
 from small_runs import SMALL_UNET, quietly, settings
 
 WORDS = ["--n", "80", "--steps", "3", "--batch", "30", "--sweep", "40", "--nfe-curve", "1,2", "--likelihood", "4", "--extractor", "raw"]
@@ -32,10 +38,11 @@ WORDS = ["--n", "80", "--steps", "3", "--batch", "30", "--sweep", "40", "--nfe-c
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two short runs on the digits."""
-    home = tmp_path_factory.mktemp("evaluated")
+    """Two short runs on the digits, in large steps, so that conditions and averages make a difference."""
+    home, fast = tmp_path_factory.mktemp("evaluated"), OptimizerSettings(lr=1e-2, warmup=0)
     for seed in (0, 1):
-        quietly(settings(home / str(seed), network=SMALL_UNET, seed=seed, steps=6, conditional=True, ema=(0.05, 0.1)))
+        asked = settings(home / str(seed), network=SMALL_UNET, seed=seed, steps=6, conditional=True, ema=(0.05, 0.1), optimizer=fast)
+        quietly(asked)
     return str(home / "0"), str(home / "1")
 
 
@@ -58,10 +65,39 @@ def test_a_report_holds_what_it_should(report: Path) -> None:
     assert [point["at"] for point in content["sweeps"]["nfe"]] == [1.0, 2.0]
     assert [point["at"] for point in content["sweeps"]["guidance"]] == [1.0, 2.0]
     assert [point["at"] for point in content["sweeps"]["ema"]] == [0.05, 0.1]
+    assert all(one["value"] != two["value"] for one, two in content["sweeps"].values())  # each of another model, or another way
     assert content["bits_per_dim"]["value"] > 0 and content["losses"]["mean"] > 0 and content["drift"]["values"]
     assert sum("uncorrected" in line and "320 or more" in line for line in content["warnings"]) == 2
     assert any(line.startswith("real data: ") for line in content["warnings"])
     assert not (report / ".unfinished").exists()
+
+
+def test_losses_and_bits_are_those_of_unseen_data_under_their_own_conditions(runs: tuple[str, str], report: Path) -> None:
+    content = json.loads((report / "report.json").read_text())
+    model, data = ddpm.load(runs[0]), open_data(run_data(open_run(runs[0])))
+    told, untold = (held_out_loss(model, data, frozenset(keys)) for keys in (["class"], []))
+    assert told and untold
+    assert pytest.approx(told.loss, rel=1e-3) == content["losses"]["mean"] != pytest.approx(untold.loss, rel=1e-3)
+    raw, values = data.batch(evenly(data.held_rows, 4))
+    assert model.codec is not None
+    scores = continuous(model, model.codec.encode(torch.from_numpy(raw)).float(), {"class": torch.from_numpy(values["class"])})
+    assert content["bits_per_dim"]["value"] == pytest.approx(scores.bits_per_dim(64).mean()[0], rel=1e-3)
+
+
+def test_to_statistics_of_another_tool_are_all_frechet_distances_and_nothing_else(
+    runs: tuple[str, str], report: Path, tmp_path: Path
+) -> None:
+    """That of samples, of real data and of every point of the curves."""
+    np.savez(tmp_path / "other.npz", mu=np.full(64, 5.0), sigma=np.eye(64))
+    words = [*WORDS, "--guidance-curve", "1,2", "--reference", str(tmp_path / "other.npz"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", runs[0], *words]) == 0
+    plain, found = (json.loads((folder / "report.json").read_text()) for folder in (report, tmp_path / "out"))
+    for row in ("scores", "real"):
+        assert [name for name, one in found[row].items() if one != plain[row][name]] == ["frechet"]
+    apart = [one["value"] != two["value"] for kind in plain["sweeps"] for one, two in zip(found["sweeps"][kind], plain["sweeps"][kind])]
+    assert len(apart) == 6 and all(apart) and found["protocol"] != plain["protocol"]
+    assert (found["fingerprint"], found["rows"]) == (plain["protocol"]["data"], plain["protocol"]["rows"])
+    assert f"against the {found['protocol']['data']} of another tool" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_report_from_python_is_that_of_the_command(runs: tuple[str, str], tmp_path: Path) -> None:
@@ -85,7 +121,7 @@ def test_the_page_needs_nothing_but_itself(report: Path) -> None:
 def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
     runs: tuple[str, str], report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after two batches and in the middle of the curves; what was drawn and found is not drawn again."""
+    """Stopped after two batches, without curves, and in the middle of the curves; what was drawn and found is not drawn again."""
     first = json.loads((report / "report.json").read_text())
     calls: list[int] = []
     original = drawing.Ready.draw
@@ -98,7 +134,7 @@ def test_the_same_samples_give_the_same_report_and_another_call_another_folder(
 
     monkeypatch.setattr(drawing.Ready, "draw", draw)
     words = ["evaluate", runs[0], *WORDS, "--guidance-curve", "1,2"]
-    assert main(words) == 130
+    assert main([*words[:8], "--sweep", "0", "--likelihood", "0", "--extractor", "raw"]) == 130
     assert main(words) == 130
     calls_before = len(calls)
     assert main(words) == 0
@@ -131,17 +167,26 @@ def test_each_process_makes_the_features_of_what_it_drew(
 
 
 def test_curves_are_of_the_step_that_the_report_is_of(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Even where training has gone on since: every point names the step."""
-    steps: list[Any] = []
+    """Even where training has gone on since: every point names the step, and what is its own."""
+    asked: list[Any] = []
 
     def noted(run: str, how: Any, typed: Any) -> Any:
-        steps.append(how.step)
+        asked.append((how.step, how.steps, how.guide.guidance, how.weights))
         return drawing.ready(run, how, typed)
 
     monkeypatch.setattr(curves, "ready", noted)
-    words = ["--n", "40", "--steps", "3", "--sweep", "40", "--nfe-curve", "2", "--likelihood", "0", "--extractor", "raw"]
-    assert main(["evaluate", runs[1], *words, "--out", str(tmp_path / "out")]) == 0
-    assert len(steps) >= 3 and set(steps) == {6}
+    words = ["--n", "40", "--steps", "3", "--sweep", "40", "--nfe-curve", "1,2", "--likelihood", "0", "--extractor", "raw"]
+    assert main(["evaluate", runs[1], *words, "--guidance-curve", "1,2", "--out", str(tmp_path / "out")]) == 0
+    assert asked[:4] == [(6, 1, 1.0, "ema"), (6, 2, 1.0, "ema"), (6, 3, 1.0, "ema"), (6, 3, 2.0, "ema")]
+    assert asked[4:] == [(6, 3, 1.0, "ema-0.050"), (6, 3, 1.0, "ema-0.100")]
+
+
+def test_points_of_other_curves_are_found_anew(tmp_path: Path) -> None:
+    """Of other numbers of samples, or to another reference; the same are found once."""
+    (tmp_path / ".unfinished").mkdir()
+    for about, value, kept in (("40 data", 1.0, 1.0), ("40 data", 2.0, 1.0), ("50 data", 3.0, 3.0), ("40 other", 4.0, 4.0)):
+        point = Point(5.0, Estimate(value, value, value, value, 40))
+        assert curves.Points(tmp_path, about).get("nfe", 5.0, lambda point=point: point)["value"] == kept
 
 
 def test_rows_are_taken_evenly_for_data_may_be_sorted() -> None:
@@ -156,61 +201,6 @@ def test_runs_are_ranked(runs: tuple[str, str], report: Path, capsys: pytest.Cap
     assert main(["compare", *runs]) == 0
     said = capsys.readouterr().out
     assert " 1. " in said and " 2. " in said and "real data" not in said  # too few are held out to tell its bias
-
-
-def estimate(value: float, reach: float) -> dict[str, float]:
-    return {"value": value, "low": value - reach, "high": value + reach}
-
-
-def made(value: float, reach: float, extractor: str = "raw-1") -> dict[str, Any]:
-    protocol = {"data": "d", "rows": "train", "extractor": extractor}
-    return {"protocol": protocol, "scores": {"frechet": estimate(value, reach)}, "real": {"frechet": estimate(0.5, 0.1)}}
-
-
-def test_differences_within_the_scatter_are_ties() -> None:
-    ranking = compare([("c", made(9.0, 0.1)), ("a", made(1.0, 0.1)), ("b", made(1.05, 0.1))])
-    assert [place.name for place in ranking.places] == ["a", "b", "c"] and [place.tied for place in ranking.places] == [True, True, False]
-    # the difference of 0.05 has standard error 0.1 sqrt(2) / 2.093, so t = 0.740 with 38 degrees of freedom, and of two p = 0.464
-    assert ranking.places[1].p == pytest.approx(0.7415, abs=1e-3) and ranking.floor == 0.5
-    assert "real data that no model has seen: 0.5" in ranking.table()
-    assert compare([("a", made(1.0, 0.1)), ("b", made(1.05, 0.1))]).places[1].p == pytest.approx(0.4639, abs=1e-3)
-    with pytest.raises(Exception, match="do not compare"):
-        compare([("a", made(1.0, 0.1)), ("b", made(1.0, 0.1, "raw-2"))])
-
-
-def test_equal_runs_are_told_apart_one_time_in_twenty() -> None:
-    """Errors as Student's law takes them: known from 20 groups."""
-    draw = np.random.default_rng(0)
-    wrong = 0
-    for _ in range(300):
-        reports = []
-        for name, part in zip("ab", draw.normal(1.0, 0.2, (2, 20)), strict=True):
-            reports.append((name, made(float(part.mean()), 2.093 * float(part.std(ddof=1)) / 20**0.5)))
-        wrong += not compare(reports).places[1].tied
-    assert 1 < wrong < 33  # 15 +- 4.5 standard deviations of a binomial
-
-
-def test_of_many_equal_runs_any_two_may_be_far_apart() -> None:
-    """Six runs, errors of 38 degrees of freedom: the chance that the best and the worst are 3.2 errors of a difference apart."""
-    draw = np.random.default_rng(0)
-    spread = np.ptp(draw.normal(size=(400_000, 6)), axis=1) / np.sqrt(draw.chisquare(38, 400_000) / 38)
-    chance = float((spread > 3.2 * 2**0.5).mean())
-    reports = [(name, made(1.0 + k / 5 * 3.2 * 2**0.5 * 0.1, 2.0930 * 0.1)) for k, name in enumerate("abcdef")]
-    places = compare(reports).places
-    assert places[-1].p == pytest.approx(chance, rel=0.03) and 0.02 < chance < 0.05
-    assert compare([reports[0], reports[-1]]).places[1].p == pytest.approx(0.00277, rel=0.02)  # alone, by Student's law
-
-
-def test_an_uncorrected_floor_is_no_floor() -> None:
-    """Of runs with intervals: a distance that is too large by an unknown amount would make a poor model look good."""
-    runs = [(name, made(value, 0.1)) for name, value in (("a", 1.0), ("b", 2.0))]
-    runs[0][1]["real"]["frechet"] |= {"low": None, "high": None}
-    assert compare(runs).floor is None
-    points = [{"at": at, "value": 1.0, "raw": 1.0, "low": low, "high": low} for at, low in ((5, 0.9), (10, None))]
-    report = {"sweeps": {"nfe": points}, "sweep_n": 40}
-    assert "uncorrected" in "".join(curves_of({**report, "real": runs[0][1]["real"]}))
-    assert "stroke-dasharray" not in "".join(curves_of({**report, "real": runs[0][1]["real"]}))
-    assert "stroke-dasharray" in "".join(curves_of({**report, "real": runs[1][1]["real"]}))
 
 
 def test_ticks_are_round() -> None:
@@ -240,14 +230,22 @@ def test_compare_refuses_what_it_cannot_read(
 ) -> None:
     (tmp_path / "report.json").write_text("{")
     for words, code, said in (
-        ([runs[0]], 2, "at least 2"), ([runs[0], runs[0]], 2, "named twice"), ([str(report), str(tmp_path)], 4, "cannot be read"),
-        ([str(report), str(tmp_path / "no")], 2, "no such report"),
+        ([runs[0]], 2, "at least 2"), ([runs[0], runs[0]], 2, "are the same report"), ([str(report), str(tmp_path)], 4, "cannot be read"),
+        ([str(report), str(tmp_path / "no")], 2, "no such report"), ([str(report), str(report / "report.json")], 2, "are the same report"),
     ):  # fmt: skip
         assert main(["compare", *words]) == code
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("broken", [{"protocol": {}}, {"scores": {"frechet": None}}, {"scores": {"frechet": {"value": None}}}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"protocol": {}}, {"protocol": {"data": [1], "rows": "train", "extractor": "raw"}}, {"scores": [1]}, {"scores": {"frechet": None}},
+        {"scores": {"frechet": {"value": None, "low": 1.0, "high": 2.0}}}, {"scores": {"frechet": {"value": "1", "low": "0", "high": "2"}}},
+        {"scores": {"frechet": {"value": 1.0, "low": 0.5, "high": None}}}, {"real": [1]}, {"real": {"frechet": {"value": 1.0}}},
+        {"scores": {"frechet": {"value": 1.0, "low": 0.5, "high": 2.0}, "memorisation": {"found": "yes"}}},
+    ],
+)  # fmt: skip
 def test_a_damaged_report_is_named(report: Path, broken: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((report / "report.json").read_text()) | broken
     (tmp_path / "report.json").write_text(json.dumps(content))

@@ -13,7 +13,8 @@ HELP = """Rank runs by the Frechet distances of their reports, and say which dif
   ddpm compare runs/a runs/b                             the newest report of each
   ddpm compare runs/a/report runs/a/report-2             two reports of one run: another sampler, say
 
-Only what was scored alike is compared: the same data, the same rows, the same extractor.
+Only what was scored alike is compared: the same rows of the same data, or the same --reference, by the same extractor. Runs that copy their
+training data are marked: copies bring the distance down.
 """
 
 
@@ -28,9 +29,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(f"unknown flag '{extra[0]}'; ddpm compare takes runs only")
     if len(args.runs) < 2:
         raise ConfigError(f"runs: got {len(args.runs)}, a comparison needs at least 2")
-    if len(set(args.runs)) < len(args.runs):
-        raise ConfigError("runs: one is named twice; name different runs or reports")
     from ddpm.evaluation.report import compare, read_report
 
-    print(compare([(name, read_report(name)[1]) for name in args.runs]).table())
+    reports = [read_report(name) for name in args.runs]
+    places = [path.resolve() for path, _ in reports]
+    for number, place in enumerate(places):
+        if (first := places.index(place)) < number:
+            raise ConfigError(f"runs: {args.runs[first]} and {args.runs[number]} are the same report; name different ones")
+    print(compare([(name, report) for name, (_, report) in zip(args.runs, reports, strict=True)]).table())
     return 0

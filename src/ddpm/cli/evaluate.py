@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 HELP = """Score a trained model: samples in bulk, distances with error bars beside those of real data, and one page that shows it all.
 
   ddpm evaluate runs/digits                          10,000 samples; RUN/report/report.html and report.json
-  ddpm evaluate runs/cifar --n 50000 --weights-file pt_inception-2015-12-05-6726825d.pth      the Frechet Inception distance
+  ddpm evaluate runs/cifar --weights-file pt_inception-2015-12-05-6726825d.pth      50,000 samples: the Frechet Inception distance
   ddpm evaluate runs/cifar --weights-file FILE.pth --reference cifar10.npz      against another tool's statistics
   ddpm compare runs/a runs/b                         which is better, and whether by more than chance
 
+Published FID compares with the uncorrected distance of 50,000 samples.
 Stopped and started again, it continues. Flags of ddpm sample say how samples are drawn.
 """
 

@@ -32,8 +32,8 @@ BATCH = 512
 class Protocol(NamedTuple):
     """What a score depends on beside the samples."""
 
-    data: str  # fingerprint of the samples as the run reads them: size, crop, kind and values
-    rows: str  # which of them: "train" or "held out", and a digest of their numbers
+    data: str  # fingerprint of the samples as the run reads them: size, crop, kind and values; or of another tool's statistics
+    rows: str  # which of them: "train" or "held out", and a digest of their numbers; of statistics nothing
     extractor: str  # name and identity
 
     def check(self, other: Protocol) -> None:

@@ -21,7 +21,6 @@ from ddpm.errors import ConfigError, DiskError
 from ddpm.evaluation.drawing.kept import Drawn, rank
 from ddpm.evaluation.drawing.ready import FAMILIES, Ready, draw, ready
 from ddpm.evaluation.extractors import Extractor, Inception, Learned, Pretrained, Raw
-from ddpm.evaluation.extractors.extractor import digest
 from ddpm.evaluation.reference import foreign_statistics
 from ddpm.evaluation.report import Evaluator, write_report
 from ddpm.evaluation.report.curves import Points, sweeps
@@ -79,15 +78,13 @@ def evaluate(
     extractor = extractor_of(config, dataset, drawing.machine.device, say)
     statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)
     evaluator = Evaluator(dataset, extractor, statistics, say)
-    protocol = evaluator.train.protocol
-    if statistics is not None:
-        protocol = protocol._replace(rows=f"statistics {digest(statistics.mean, statistics.cov)}")
-    call = [repr(config), drawing.steps, drawing.document["sha256"], list(protocol), "features kept"]
+    asked = [config.count, config.seed, repr(config.data), repr(config.how)]  # the rest changes neither samples nor features
+    call = [*asked, drawing.steps, drawing.document["sha256"], list(evaluator.train.protocol), "features kept"]
     drawn = Drawn.open(Path(config.out) if config.out else None, home_of(run) / "report", call, featured=True)
     try:
-        return _report(run, config, typed, drawing, evaluator, drawn, protocol._asdict(), say)
+        return _report(run, config, typed, drawing, evaluator, drawn, say)
     except KeyboardInterrupt:
-        say(f"interrupted: {drawn.left(config.n)}")
+        say(f"interrupted: {drawn.left(config.count)}")
         raise
     except OSError as error:
         raise DiskError(f"--out: {drawn.folder} cannot be written ({error.strerror}); name another folder") from error
@@ -100,20 +97,20 @@ def _report(
     drawing: Ready,
     evaluator: Evaluator,
     drawn: Drawn,
-    protocol: dict[str, str],
     say: Say,
 ) -> Evaluated | None:
     keys = drawing.model.conditions
-    cond = evaluator.conditions(config.n, config.seed, keys, drawing.machine.device)
-    samples = draw(drawing, config.seed, config.n, cond, drawn, evaluator.extractor.features)
+    cond = evaluator.conditions(config.count, config.seed, keys, drawing.machine.device)
+    samples = draw(drawing, config.seed, config.count, cond, drawn, evaluator.extractor.features)
     if rank()[0]:
         return None
     found, features = evaluator.scores(samples, torch.from_numpy(drawn.features()))
-    real = evaluator.real(config.n)
-    curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder), say)
+    real = evaluator.real(config.count)
+    curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder, f"{config.sweep} {evaluator.against.data}"), say)
     report = {
         "run": run, "step": drawing.document["step"], "weights": drawing.document["weights"], "model": drawing.document["sha256"],
-        "data": evaluator.dataset.card.name, "version": ddpm.__version__, "protocol": protocol, "n": config.n, "seed": config.seed,
+        "data": evaluator.dataset.card.name, "fingerprint": evaluator.train.protocol.data, "rows": evaluator.train.protocol.rows,
+        "version": ddpm.__version__, "protocol": evaluator.against._asdict(), "n": config.count, "seed": config.seed,
         "sampling": {"told": drawing.told(config.seed), **to_dict(drawing.how), "steps": drawing.steps},
         "scores": found.to_dict(), "real": None if real is None else real.to_dict(),
         "losses": evaluator.losses(drawing.model, keys, drawing.machine.autocast),

@@ -14,7 +14,13 @@ from ddpm.evaluation.drawing.ready import How
 class EvaluateConfig:
     """What is scored, by what, and how samples are drawn."""
 
-    n: int = setting(10_000, "samples scored; published figures take 50,000", low=40, high=100_000_000, group="what")
+    n: int | None = setting(
+        None,
+        "samples scored; none: 50,000 by Inception, else 10,000; published FID compares with the uncorrected distance of 50,000",
+        low=40,
+        high=100_000_000,
+        group="what",
+    )
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     extractor: Literal["auto", "own", "inception", "dinov2", "clip", "raw"] = setting(
         "auto",
@@ -46,6 +52,12 @@ class EvaluateConfig:
         if 0 < self.sweep < 40:
             problems.append(f"sweep: got {self.sweep}, allowed 0 or at least 40")
         check(self, problems)
+
+    @property
+    def count(self) -> int:
+        """Samples that are scored: n, or its default."""
+        inception = self.weights_file is not None and self.extractor in ("auto", "inception")
+        return self.n or (50_000 if inception else 10_000)
 
     def problems(self) -> list[str]:
         """What the nested settings have to say; found before torch is imported."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from ddpm.data.dataset import Dataset, Rows, evenly
 from ddpm.denoiser import Cond, NetworkDenoiser
 from ddpm.errors import DataError
-from ddpm.evaluation.extractors.extractor import Extractor, Raw
-from ddpm.evaluation.reference import Reference, reference
+from ddpm.evaluation.extractors.extractor import Extractor, Raw, digest
+from ddpm.evaluation.reference import Protocol, Reference, reference
 from ddpm.evaluation.scoring import MOST, Scores, embedded, score, spread
 from ddpm.metrics import (
     Estimate,
@@ -62,6 +62,13 @@ class Evaluator:
         self.dataset, self.extractor, self.statistics, self.say = dataset, extractor, statistics, say
         self.train: Reference = reference(dataset, "train", extractor, say)
         self.held: Reference | None = reference(dataset, "held out", extractor, say) if len(dataset.held_rows) >= FEWEST else None
+
+    @property
+    def against(self) -> Protocol:
+        """What a Frechet distance depends on beside the samples."""
+        if self.statistics is None:
+            return self.train.protocol
+        return self.train.protocol._replace(data=f"statistics {digest(self.statistics.mean, self.statistics.cov)}", rows="")
 
     def conditions(self, n: int, seed: int, keys: frozenset[str], device: torch.device) -> Cond:
         """Conditions of n samples: those of training rows in an order drawn from the seed, each as often as in the data; None for none."""

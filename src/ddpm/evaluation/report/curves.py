@@ -24,15 +24,15 @@ Say = Callable[[str], None]
 
 
 class Points:
-    """The points of the curves, kept beside the unfinished samples as they are found."""
+    """The points of the curves, kept beside the unfinished samples as they are found. about: what they depend on and samples do not."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / UNFINISHED / "points.json"
+    def __init__(self, folder: Path, about: str) -> None:
+        self.path, self.about = folder / UNFINISHED / "points.json", about
         self.known: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
 
     def get(self, kind: str, at: float, find: Callable[[], Point]) -> dict[str, Any]:
         """A point, found now unless it is known."""
-        key = f"{kind} {at!r}"
+        key = f"{self.about} {kind} {at!r}"
         if key not in self.known:
             self.known[key] = find().to_dict()
             replace_text(self.path, json.dumps(self.known))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,30 @@ def read_report(place: str | Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"{path}: is not a report of ddpm evaluate")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: has form {content['format']}, this version reads {FORMAT}; upgrade ddpm, or make it anew")
-    protocol, scores = content["protocol"], content["scores"]
-    distance = scores.get("frechet") if isinstance(scores, dict) else None
-    known = isinstance(protocol, dict) and set(protocol) == set(Protocol._fields)
-    if not known or not isinstance(distance, dict) or not {"value", "low", "high"} <= set(distance) or distance["value"] is None:
-        raise CheckpointError(f"{path}: its protocol or its Frechet distance is damaged; make it anew with ddpm evaluate")
+    if not _sound(content):
+        raise CheckpointError(f"{path}: its protocol or one of its scores is damaged; make it anew with ddpm evaluate")
     return path, content
+
+
+def _sound(content: dict[str, Any]) -> bool:
+    """Whether what is compared is all there, and of the right kind."""
+    protocol, scores, real = content["protocol"], content["scores"], content.get("real")
+    if not isinstance(protocol, dict) or set(protocol) != set(Protocol._fields) or {*map(type, protocol.values())} != {str}:
+        return False
+    if not all(isinstance(row, dict) and _estimate(row.get("frechet")) for row in (scores, *([] if real is None else [real]))):
+        return False
+    memory = scores.get("memorisation")
+    return memory is None or (isinstance(memory, dict) and isinstance(memory.get("found"), bool) and _number(memory.get("copies")))
+
+
+def _estimate(value: Any) -> bool:
+    """Whether it is a number with its interval, or with none."""
+    if not isinstance(value, dict) or not {"low", "high"} <= set(value):
+        return False
+    ends = [value["low"], value["high"]]
+    return _number(value.get("value")) and (all(map(_number, ends)) or ends == [None, None])
+
+
+def _number(value: Any) -> bool:
+    """Whether it is one, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
