@@ -140,7 +140,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(
         (["--schedule.beta-end", "0.3"], ["schedule.beta", "Cosine does not have it, Linear"]),
         (["--network", "unet-config", "--network.channels", "7"], ["channels", "even number"]),
         (["--network", "unet-config", "--network.heads", "7"], ["heads", "divide"]),
-        (["--network.channels", "16"], ["network.name", "by --network; allowed: UNetConfig"]),
+        (["--data", "nowhere", "--network.channels", "16"], ["network.name", "by --network; allowed: UNetConfig"]),
         (["--crop", "centre"], ["crop", "without a size"]),
         (["--recipe", "cifar"], ["--recipe is cifar", "cifar10-ho", "digits"]),
         (["--config", "nowhere.toml"], ["nowhere.toml: no such file"]),
