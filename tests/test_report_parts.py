@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,7 @@ def test_samples_stand_before_real_data_on_the_page_and_each_score_says_which_wa
 
 def test_samples_stand_before_real_data_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     mine, real = Scores(figures(100.0), None, []), Scores(figures(200.0), None, [])
-    drawing: Any = SimpleNamespace(told=lambda seed: f"seed {seed}", chosen="")
-    show(Evaluated(mine, real, drawing, "raw", {"n": 100, "seed": 3, "warnings": []}, Path()))
+    show(Evaluated(mine, real, "by seed 3", "raw", {"n": 100, "warnings": []}, Path()))
     _, head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["score", "samples", "real", "data,", "unseen"] and re.findall(r"(\d+) \[", first) == ["100", "200"]
 

@@ -20,6 +20,8 @@ HELP = """Score a trained model: samples in bulk, distances with error bars besi
   ddpm evaluate runs/digits                          10,000 samples; RUN/report/report.html and report.json
   ddpm evaluate runs/cifar --weights-file pt_inception-2015-12-05-6726825d.pth      50,000 samples: the Frechet Inception distance
   ddpm evaluate runs/cifar --weights-file FILE.pth --reference cifar10.npz      against another tool's statistics
+  ddpm evaluate runs/cifar --samples pictures.zip    samples of any tool, scored as those of the run; pictures-report/
+  ddpm evaluate --samples pictures.zip --data photos.zip --size 64       without a run
   ddpm compare runs/a runs/b                         which is better, and whether by more than chance
 
 Published FID compares with the uncorrected distance of 50,000 samples.
@@ -29,7 +31,8 @@ Stopped and started again, it continues. Flags of ddpm sample say how samples ar
 
 def add(parser: Parser) -> None:
     """The command's arguments."""
-    parser.add_argument("run_folder", metavar="RUN", help="run folder, or one of its step folders")
+    parser.add_argument("run_folder", metavar="RUN", nargs="?", help="run folder, or one of its step folders")
+    parser.add_argument("--samples", metavar="PATH", help="score these instead of drawing: a folder, an archive, an .npz, by whatever tool")
     add_flags(parser, EvaluateConfig, FAMILIES)
 
 
@@ -43,10 +46,16 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     typed = flags_layer(args, extra, args.parser, EvaluateConfig, FAMILIES)
     if problems := resolve(EvaluateConfig, [typed], FAMILIES).problems():
         raise ConfigError.of(problems)
-    from ddpm.evaluation.run import evaluate
+    run, samples = args.run_folder, args.samples
+    if run is None and samples is None:
+        raise ConfigError("RUN: name a run folder, or samples that are there with --samples")
+    from ddpm.evaluation import evaluate, evaluate_samples
 
     try:
-        done = evaluate(args.run_folder, typed=typed, say=notice)
+        if samples is not None:
+            done = evaluate_samples(samples, run=run, typed=typed, say=notice)
+        else:
+            done = evaluate(str(run), typed=typed, say=notice)
     except KeyboardInterrupt:
         return 130
     if done is not None:
@@ -56,8 +65,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def show(done: Evaluated) -> None:
     """The scores on the terminal, and where the report is."""
-    found, real, drawing, report = done.scores, done.real, done.drawing, done.report
-    print(f"{report['n']:,} samples by {drawing.told(report['seed'])}{drawing.chosen}; extractor {done.extractor}")
+    found, real, report = done.scores, done.real, done.report
+    print(f"{report['n']:,} samples {done.made}; extractor {done.extractor}")
     print(f"{'score':<22} {'samples':>28} {'real data, unseen':>28}")
     for name, one in found.estimates.items():
         print(f"{name:<22} {one!s:>28} {'' if real is None else str(real.estimates.get(name, '')):>28}")

@@ -84,7 +84,10 @@ def listed(root: Path) -> list[tuple[str, Path]]:
 
 
 def _folder(root: Path) -> Iterator[Member]:
-    for name, path in sorted(listed(root), key=lambda item: natural(item[0])):
+    files = sorted(listed(root), key=lambda item: natural(item[0]))
+    if {"grid.png", "manifest.json"} <= {name for name, _ in files}:  # samples that `ddpm sample` wrote, and an overview that is none
+        files = [item for item in files if item[0] != "grid.png"]
+    for name, path in files:
         try:
             info = path.stat()
         except OSError as error:

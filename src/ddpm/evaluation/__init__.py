@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ddpm.evaluation.report import compare as compare
     from ddpm.evaluation.run import Evaluated as Evaluated
     from ddpm.evaluation.run import evaluate as evaluate
+    from ddpm.evaluation.samples import evaluate_samples as evaluate_samples
     from ddpm.evaluation.settings import EvaluateConfig as EvaluateConfig
     from ddpm.evaluation.tuning.search import Cost as Cost
     from ddpm.evaluation.tuning.search import cost_of as cost_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MODULES = {  # these are torch modules, imported when first asked for
     **dict.fromkeys(("Evaluated", "evaluate"), "ddpm.evaluation.run"),
     "EvaluateConfig": "ddpm.evaluation.settings",
+    "evaluate_samples": "ddpm.evaluation.samples",
     **dict.fromkeys(("Evaluator", "compare"), "ddpm.evaluation.report"),
     **dict.fromkeys(("Cost", "cost_of", "tune"), "ddpm.evaluation.tuning.search"),
     **dict.fromkeys(("Entry", "Trial", "Tuned", "choose", "load_tuned", "save_tuned"), "ddpm.evaluation.tuning.stored"),
@@ -41,6 +43,7 @@ __all__ = [
     "compare",
     "cost_of",
     "evaluate",
+    "evaluate_samples",
     "load_tuned",
     "save_tuned",
     "tune",

@@ -44,11 +44,13 @@ Say = Callable[[str], None]
 
 
 class Evaluated(NamedTuple):
-    """The scores of samples and of unseen real data, what made the samples, everything as `report.json` has it, and where that lies."""
+    """The scores of samples and of unseen real data, where the samples come from in words, everything as `report.json` has it, and where
+    that lies.
+    """
 
     scores: Scores
     real: Scores | None
-    drawing: Ready
+    made: str
     extractor: str
     report: dict[str, Any]
     folder: Path
@@ -75,9 +77,7 @@ def evaluate(
     before, card = card_of(run), diffused(dataset, drawing.model).card
     if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
         say(f"{dataset.card.name}: not the data, or not the split, of this run; what is said of copies is about these data")
-    extractor = extractor_of(config, dataset, drawing.machine.device, say)
-    statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)
-    evaluator = Evaluator(dataset, extractor, statistics, say)
+    evaluator = evaluator_of(config, dataset, drawing.machine.device, say)
     asked = [config.count, config.seed, repr(config.data), repr(config.how)]  # the rest changes neither samples nor features
     call = [*asked, drawing.steps, drawing.document["sha256"], list(evaluator.train.protocol), "features kept"]
     drawn = Drawn.open(Path(config.out) if config.out else None, home_of(run) / "report", call, featured=True)
@@ -105,24 +105,43 @@ def _report(
     if rank()[0]:
         return None
     found, features = evaluator.scores(samples, torch.from_numpy(drawn.features()))
-    real = evaluator.real(config.count)
     curves = sweeps(config, run, typed, drawing, evaluator, Points(drawn.folder, f"{config.sweep} {evaluator.against.data}"), say)
-    report = {
+    told = drawing.told(config.seed)
+    about = {
         "run": run, "step": drawing.document["step"], "weights": drawing.document["weights"], "model": drawing.document["sha256"],
-        "data": evaluator.dataset.card.name, "fingerprint": evaluator.train.protocol.data, "rows": evaluator.train.protocol.rows,
-        "version": ddpm.__version__, "protocol": evaluator.against._asdict(), "n": config.count, "seed": config.seed,
-        "sampling": {"told": drawing.told(config.seed), **to_dict(drawing.how), "steps": drawing.steps},
-        "scores": found.to_dict(), "real": None if real is None else real.to_dict(),
+        "seed": config.seed, "sampling": {"told": told, **to_dict(drawing.how), "steps": drawing.steps},
         "losses": evaluator.losses(drawing.model, keys, drawing.machine.autocast),
         "drift": evaluator.drift(samples, cond.get("class") if cond else None),
         "bits_per_dim": bits(config, drawing.model, evaluator.dataset, keys, say), "sweep_n": config.sweep, "sweeps": curves,
-        "warnings": [*found.warnings, *(f"real data: {line}" for line in (real.warnings if real is not None else []))],
     }  # fmt: skip
     images = pictures(samples, features, evaluator, limits(drawing.model.codec))
-    replace_text(drawn.folder / "report.html", page(report, images))
-    write_report(drawn.folder, report)
+    done = finished(evaluator, found, about, images, f"by {told}{drawing.chosen}", drawn.folder)
     drawn.end()
-    return Evaluated(found, real, drawing, evaluator.extractor.name, report, drawn.folder)
+    return done
+
+
+def finished(evaluator: Evaluator, found: Scores, about: dict[str, Any], images: dict[str, Any], made: str, folder: Path) -> Evaluated:
+    """The report on scores found, with what is known of the samples beside them, written to its folder. Raises: OSError."""
+    count = found.estimates["frechet"].samples
+    real = evaluator.real(count)
+    report = {
+        **about, "data": evaluator.dataset.card.name, "fingerprint": evaluator.train.protocol.data, "rows": evaluator.train.protocol.rows,
+        "version": ddpm.__version__, "protocol": evaluator.against._asdict(), "n": count,
+        "scores": found.to_dict(), "real": None if real is None else real.to_dict(),
+        "warnings": [*found.warnings, *(f"real data: {line}" for line in (real.warnings if real is not None else []))],
+    }  # fmt: skip
+    write_report(folder, report)
+    replace_text(folder / "report.html", page(report, images))
+    return Evaluated(found, real, made, evaluator.extractor.name, report, folder)
+
+
+def evaluator_of(config: EvaluateConfig, dataset: Dataset, device: torch.device, say: Say) -> Evaluator:
+    """What scores samples of these data by the extractor, and against the statistics, that were asked for; ConfigError as `extractor_of`,
+    and for statistics that are none.
+    """
+    extractor = extractor_of(config, dataset, device, say)
+    statistics = None if config.reference is None else foreign_statistics(Path(config.reference), extractor.dim)
+    return Evaluator(dataset, extractor, statistics, say)
 
 
 def extractor_of(config: EvaluateConfig, dataset: Dataset, device: torch.device, say: Say = to_stderr) -> Extractor:

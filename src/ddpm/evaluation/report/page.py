@@ -45,11 +45,12 @@ def picture(image: Image.Image) -> str:
 
 def page(report: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> str:
     """The whole page, of a report's content and named pictures: "samples", "neighbours"."""
-    sampling, protocol = report["sampling"], report["protocol"]
+    sampling, protocol, count = report.get("sampling"), report["protocol"], f"{report['n']:,} samples"
+    made = f"Step {report['step']}; {count} by {escape(sampling['told'])}" if sampling else f"{count} from files, by whatever tool"
     foreign = "" if protocol["rows"] else f", in Frechet distance against the {escape(protocol['data'])} of another tool,"
     body = [
         f"<h1>{escape(report['run'])}</h1>",
-        f'<p class="note">Step {report["step"]}; {report["n"]:,} samples by {escape(sampling["told"])}. '
+        f'<p class="note">{made}. '
         f"Scored against the rows {escape(report['rows'])} of {escape(report['data'])} (fingerprint {escape(report['fingerprint'][:12])})"
         f"{foreign} by the extractor {escape(protocol['extractor'])}. ddpm {escape(report['version'])}.</p>",
         *(f'<div class="warn">{escape(line)}</div>' for line in report["warnings"]),

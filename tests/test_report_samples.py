@@ -1,0 +1,125 @@
+"""`ddpm evaluate --samples`: what lies in files is scored as what a run draws, and refused where it is something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm.cli import main
+from ddpm.data import DataSettings
+from ddpm.evaluation import EvaluateConfig, evaluate_samples
+from small_runs import SMALL_UNET, quietly, settings
+
+HOW = ["--steps", "3", "--batch", "30", "--seed", "4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    home = tmp_path_factory.mktemp("samples") / "run"
+    quietly(settings(home, network=SMALL_UNET, steps=4, conditional=False))
+    return str(home)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 200 colour pictures of noise."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, picture in enumerate(noise(200, 0)):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return folder
+
+
+def noise(count: int, seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_samples_in_a_file_score_as_those_drawn_for_the_report(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every score, that of real data and the channels; and the two compare."""
+    assert main(["sample", run, "--n", "330", *HOW, "--format", "npz", "--out", str(tmp_path / "drawn")]) == 0
+    (path,) = (tmp_path / "drawn").glob("*.npz")
+    words = ["--sweep", "0", "--likelihood", "0", "--extractor", "raw", "--out", str(tmp_path / "report")]
+    assert main(["evaluate", run, "--n", "330", *HOW, *words]) == 0
+    assert main(["evaluate", run, "--samples", str(path), "--extractor", "raw"]) == 0
+    mine, its = content(path.with_name(f"{path.stem}-report")), content(tmp_path / "report")
+    for key in ("scores", "real", "protocol", "drift", "n", "warnings", "fingerprint"):
+        assert mine[key] == its[key]
+    page = (path.with_name(f"{path.stem}-report") / "report.html").read_text()
+    assert "330 samples from files" in page and page.count("data:image/png;base64,") == 2 and "Step" not in page
+    capsys.readouterr()
+    assert main(["compare", str(path.with_name(f"{path.stem}-report")), str(tmp_path / "report")]) == 0
+    assert "(tied)" in capsys.readouterr().out
+
+
+def test_a_folder_of_pictures_is_scored_without_a_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The overview that `ddpm sample` lays beside its samples is none of them; samples of the data's own law are near them."""
+    for name, seed in (("near", 1), ("far", 2)):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(noise(60, seed) // (1 if name == "near" else 2)):
+            Image.fromarray(picture).save(tmp_path / name / f"{i:06d}.png")
+    Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(tmp_path / "near" / "grid.png")
+    (tmp_path / "near" / "manifest.json").write_text("{}")
+    found = {}
+    for name in ("near", "far"):
+        assert main(["evaluate", "--samples", str(tmp_path / name), "--data", str(photos), "--extractor", "raw"]) == 0
+        assert f"60 samples of {tmp_path / name}; extractor raw" in capsys.readouterr().out
+        found[name] = content(tmp_path / f"{name}-report")
+    assert found["near"]["n"] == 60 and found["near"]["protocol"] == found["far"]["protocol"]
+    assert found["far"]["scores"]["energy"]["low"] > found["near"]["scores"]["energy"]["high"]
+    assert "sampling" not in found["near"] and found["near"]["samples"] != found["far"]["samples"]
+
+
+def test_some_of_the_samples_are_taken_evenly(photos: Path, tmp_path: Path) -> None:
+    """And from Python."""
+    np.savez(tmp_path / "all.npz", arr_0=noise(100, 3))
+    np.savez(tmp_path / "half.npz", arr_0=noise(100, 3)[::2])
+    asked = DataSettings(data=str(photos))
+    half = evaluate_samples(tmp_path / "all.npz", EvaluateConfig(n=50, data=asked, extractor="raw", out=str(tmp_path / "a")))
+    same = evaluate_samples(tmp_path / "half.npz", EvaluateConfig(data=asked, extractor="raw", out=str(tmp_path / "b")))
+    assert half.report["n"] == same.report["n"] == 50 and half.scores.to_dict() == same.scores.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("array", "words", "code", "said"),
+    [
+        (noise(60, 1)[:, :6], [], 3, "samples of shape (3, 6, 8), the data have (3, 8, 8)"),
+        ((noise(60, 1) / 255).astype(np.float32).transpose(0, 3, 1, 2), [], 3, "not all of them whole; the data are the whole numbers"),
+        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) - 9, [], 3, "values from -9 to"),
+        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) * np.nan, [], 3, "NaN"),
+        (noise(60, 1), ["--n", "61"], 3, "holds 60 samples, fewer than the 61"),
+        (noise(60, 1), ["--steps", "3", "--sweep", "50", "--seed", "2"], 2, "seed, steps, sweep: of no use"),
+        (noise(20, 1), [], 3, "at least 40"),
+    ],
+)  # fmt: skip
+def test_samples_that_are_something_else_are_refused(
+    array: Any, words: list[str], code: int, said: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "some.npz", samples=array)
+    assert main(["evaluate", "--samples", str(tmp_path / "some.npz"), "--data", str(photos), "--extractor", "raw", *words]) == code
+    assert said in capsys.readouterr().err and not (tmp_path / "some-report").exists()
+
+
+def test_continuous_data_are_not_compared_with_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "fields.npy", np.random.default_rng(0).standard_normal((200, 3, 8, 8)).astype(np.float32))
+    np.save(tmp_path / "pictures.npy", noise(60, 1))
+    assert main(["evaluate", "--samples", str(tmp_path / "pictures.npy"), "--data", str(tmp_path / "fields.npy")]) == 3
+    assert "the data are continuous" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_asked_for(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "pictures.npy", noise(60, 1))
+    path = str(tmp_path / "pictures.npy")
+    for words, code, said in (
+        ([], 2, "name a run folder, or samples"), (["--samples", path], 2, "what the samples are compared with"),
+        ([run, "--samples", str(tmp_path / "none.npz")], 3, "no such file"), ([run, "--samples", path], 3, "shape"),
+    ):  # fmt: skip
+        assert main(["evaluate", *words]) == code
+        assert said in capsys.readouterr().err
