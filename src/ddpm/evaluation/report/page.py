@@ -16,7 +16,7 @@ from ddpm.evaluation.report.charts import Spot, bars, lines
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#1b1b1b}
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25em .9em .25em 0;text-align:left;vertical-align:top}
-td.n{text-align:right}th{font-weight:600;border-bottom:1px solid #bbb}.note{color:#555;font-size:.92em}
+td.n{text-align:right;white-space:nowrap}th{font-weight:600;border-bottom:1px solid #bbb}.note{color:#555;font-size:.92em}
 .warn{background:#fff4e0;border-left:4px solid #e09a2b;padding:.5em .9em;margin:.6em 0}img{image-rendering:pixelated;max-width:100%}
 figure{display:inline-block;margin:.5em 1.2em .5em 0;vertical-align:top}figcaption{font-size:.9em;color:#444}"""
 
@@ -35,12 +35,15 @@ ABOUT = {  # name: (what it is called, which way is better, what it says)
     "spectrum": ("spectrum of the worst channel", "lower", "root mean square of log power over wave numbers"),
 }
 
+WIDE = 960  # pixels on the screen
+
 
 def picture(image: Image.Image) -> str:
-    """An <img> that holds its own bytes."""
+    """An <img> that holds its own bytes; small ones are enlarged by a whole number."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return f'<img alt="samples" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    shown = image.width * max(1, WIDE // image.width)
+    return f'<img alt="samples" width="{shown}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def page(report: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> str:
