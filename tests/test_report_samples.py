@@ -120,6 +120,7 @@ def test_what_is_missing_is_asked_for(run: str, tmp_path: Path, capsys: pytest.C
     for words, code, said in (
         ([], 2, "name a run folder, or samples"), (["--samples", path], 2, "what the samples are compared with"),
         ([run, "--samples", str(tmp_path / "none.npz")], 3, "no such file"), ([run, "--samples", path], 3, "shape"),
+        ([path], 2, f"--samples {path} --data PATH"),
     ):  # fmt: skip
         assert main(["evaluate", *words]) == code
         assert said in capsys.readouterr().err

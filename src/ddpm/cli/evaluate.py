@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.config import Parser, add_flags, flags_layer, resolve
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     run, samples = args.run_folder, args.samples
     if run is None and samples is None:
         raise ConfigError("RUN: name a run folder, or samples that are there with --samples")
+    if samples is None and Path(run).is_file():
+        raise ConfigError(f"RUN: {run} is a file, no run folder; samples it may hold are scored by --samples {run} --data PATH")
     from ddpm.evaluation import evaluate, evaluate_samples
 
     try:
