@@ -47,18 +47,18 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     typed = flags_layer(args, extra, args.parser, EvaluateConfig, FAMILIES)
     if problems := resolve(EvaluateConfig, [typed], FAMILIES).problems():
         raise ConfigError.of(problems)
-    run, samples = args.run_folder, args.samples
-    if run is None and samples is None:
+    run, samples = args.run_folder or "", args.samples
+    if samples is None and not run:
         raise ConfigError("RUN: name a run folder, or samples that are there with --samples")
     if samples is None and Path(run).is_file():
         raise ConfigError(f"RUN: {run} is a file, no run folder; samples it may hold are scored by --samples {run} --data PATH")
     from ddpm.evaluation import evaluate, evaluate_samples
 
     try:
-        if samples is not None:
-            done = evaluate_samples(samples, run=run, typed=typed, say=notice)
+        if samples is None:
+            done = evaluate(run, typed=typed, say=notice)
         else:
-            done = evaluate(str(run), typed=typed, say=notice)
+            done = evaluate_samples(samples, run=run or None, typed=typed, say=notice)
     except KeyboardInterrupt:
         return 130
     if done is not None:
