@@ -24,7 +24,7 @@ from ddpm.evaluation.reference import foreign_statistics
 from ddpm.evaluation.report import Evaluator, Point, curves
 from ddpm.evaluation.report.charts import ticks
 from ddpm.evaluation.report.content import evenly
-from ddpm.evaluation.scoring import spread
+from ddpm.evaluation.scoring import mixed
 from ddpm.likelihood import continuous
 from ddpm.metrics import Estimate
 from ddpm.training import OptimizerSettings
@@ -190,9 +190,10 @@ def test_points_of_other_curves_are_found_anew(tmp_path: Path) -> None:
         assert curves.Points(tmp_path, about).get("nfe", 5.0, lambda point=point: point)["value"] == kept
 
 
-def test_rows_are_taken_evenly_for_data_may_be_sorted() -> None:
+def test_rows_are_taken_evenly_for_data_may_be_sorted_and_samples_by_chance() -> None:
     assert evenly(np.arange(10), 3).tolist() == [0, 4, 9] and evenly(np.arange(5), 9).tolist() == [0, 1, 2, 3, 4]
-    assert spread(10, 3).tolist() == [0, 3, 6] and spread(4, 9).tolist() == [0, 1, 2, 3]
+    assert sorted(mixed(9, 20).tolist()) == list(range(9)) != mixed(9, 20).tolist()
+    assert mixed(90, 20).tolist() == mixed(90, 30).tolist()[:20]
 
 
 def test_runs_are_ranked(runs: tuple[str, str], report: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,8 +276,10 @@ def test_few_unseen_data_leave_the_test_for_copies_out() -> None:
     real = evaluator.real(60)
     unseen = torch.from_numpy(data.batch(data.held_rows)[0])
     assert real is not None and real.estimates["sliced_wasserstein"] == evaluator._plain(unseen, 48)["sliced_wasserstein"]
-    twice = evaluator._plain(torch.stack([unseen, 0 * unseen], 1).flatten(0, 1), 48)
-    assert {k: v for k, v in twice.items() if k != "energy"} == {k: v for k, v in evaluator._plain(unseen, 48).items() if k != "energy"}
+    more = torch.cat([unseen, 0 * unseen])
+    seen = more[mixed(96, 48)]  # those that are compared at equal numbers
+    twice, once = evaluator._plain(more, 48), evaluator._plain(seen[mixed(48, 48).argsort()], 48)
+    assert {k: v for k, v in twice.items() if k != "energy"} == {k: v for k, v in once.items() if k != "energy"}
     assert twice["energy"].value > 10 * evaluator._plain(unseen, 48)["energy"].value  # which has no bias, and is of all
     for one, count in ((found, 60), (real, 48)):  # too few for a correction: side by side at equal numbers
         assert np.isnan(one.estimates["frechet"].low) and one.estimates["frechet"].samples == count

@@ -77,14 +77,23 @@ def test_a_folder_of_pictures_is_scored_without_a_run(photos: Path, tmp_path: Pa
     assert "sampling" not in found["near"] and found["near"]["samples"] != found["far"]["samples"]
 
 
-def test_some_of_the_samples_are_taken_evenly(photos: Path, tmp_path: Path) -> None:
-    """And from Python."""
-    np.savez(tmp_path / "all.npz", arr_0=noise(100, 3))
-    np.savez(tmp_path / "half.npz", arr_0=noise(100, 3)[::2])
-    asked = DataSettings(data=str(photos))
-    half = evaluate_samples(tmp_path / "all.npz", EvaluateConfig(n=50, data=asked, extractor="raw", out=str(tmp_path / "a")))
-    same = evaluate_samples(tmp_path / "half.npz", EvaluateConfig(data=asked, extractor="raw", out=str(tmp_path / "b")))
-    assert half.report["n"] == same.report["n"] == 50 and half.scores.to_dict() == same.scores.to_dict()
+def test_the_order_of_samples_does_not_matter(tmp_path: Path) -> None:
+    """Sorted by class, with the classes in turn, as data often come, or mixed: scores differ by less than their intervals."""
+    generator = np.random.default_rng(0)
+    every = (25 * (np.arange(1000) % 10)[:, None, None, None] + generator.integers(0, 25, (1000, 1, 4, 4))).astype(np.uint8)
+    np.save(tmp_path / "data.npy", every[::-1])
+    found = {}
+    for name, order in (("turn", np.arange(1000)), ("sorted", np.argsort(np.arange(1000) % 10)), ("mixed", generator.permutation(1000))):
+        np.save(tmp_path / f"{name}.npy", every[order])
+        asked = EvaluateConfig(data=DataSettings(data=str(tmp_path / "data.npy")), extractor="raw")
+        found[name] = evaluate_samples(tmp_path / f"{name}.npy", asked).scores.estimates
+        half = evaluate_samples(tmp_path / f"{name}.npy", EvaluateConfig(n=100, data=asked.data, extractor="raw")).scores.estimates
+        assert half["channel_values"].value < 0.2 and half["recall"].value > 0.9  # of some classes alone: 0.4 and more, and less
+    for name in ("frechet", "recall", "coverage", "energy", "sliced_wasserstein", "channel_values"):
+        one, two, three = (found[order][name] for order in ("turn", "sorted", "mixed"))
+        assert max(one.low, two.low, three.low) <= min(one.high, two.high, three.high)
+    widths = [found[order]["frechet"].high - found[order]["frechet"].low for order in found]
+    assert max(widths) < 2.0 * min(widths)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,7 @@ def test_some_of_the_samples_are_taken_evenly(photos: Path, tmp_path: Path) -> N
         (noise(60, 1)[:, :6], [], 3, "samples of shape (3, 6, 8), the data have (3, 8, 8)"),
         ((noise(60, 1) / 255).astype(np.float32).transpose(0, 3, 1, 2), [], 3, "not all of them whole; the data are the whole numbers"),
         (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) - 9, [], 3, "values from -9 to"),
-        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) * np.nan, [], 3, "NaN"),
+        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) * np.nan, [], 3, "some.npz: "),
         (noise(60, 1), ["--n", "61"], 3, "holds 60 samples, fewer than the 61"),
         (noise(60, 1), ["--steps", "3", "--sweep", "50", "--seed", "2"], 2, "seed, steps, sweep: of no use"),
         (noise(20, 1), [], 3, "at least 40"),
@@ -112,6 +121,19 @@ def test_continuous_data_are_not_compared_with_levels(tmp_path: Path, capsys: py
     np.save(tmp_path / "pictures.npy", noise(60, 1))
     assert main(["evaluate", "--samples", str(tmp_path / "pictures.npy"), "--data", str(tmp_path / "fields.npy")]) == 3
     assert "the data are continuous" in capsys.readouterr().err
+
+
+def test_a_report_lies_beside_the_samples_by_their_name(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder one is in, and names with dots."""
+    (tmp_path / "v1.5").mkdir()
+    monkeypatch.chdir(tmp_path / "v1.5")
+    np.savez("run.v2.npz", samples=noise(60, 1))
+    asked = EvaluateConfig(data=DataSettings(data=str(photos)), extractor="raw")
+    assert evaluate_samples("run.v2.npz", asked).folder == tmp_path / "v1.5" / "run.v2-report"
+    (tmp_path / "v1.5" / "run.v2.npz").unlink()
+    for i, picture in enumerate(noise(60, 2)):
+        Image.fromarray(picture).save(f"{i:02d}.png")
+    assert evaluate_samples(".", asked).folder == tmp_path / "v1.5-report"
 
 
 def test_what_is_missing_is_asked_for(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

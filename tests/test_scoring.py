@@ -17,7 +17,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.errors import ConfigError, DataError, DiskError
 from ddpm.evaluation.extractors import Extractor, Raw
 from ddpm.evaluation.reference import Protocol, Reference, foreign_statistics, reference
-from ddpm.evaluation.scoring import embedded, score
+from ddpm.evaluation.scoring import embedded, mixed, score
 from ddpm.metrics import Moments, frechet, manifold
 
 
@@ -119,7 +119,7 @@ def test_scores_of_the_law_itself_and_of_another(tmp_path: Path) -> None:
     assert far.estimates["frechet"].low > 5.0 and far.estimates["kernel"].low > 0.5 > same.estimates["kernel"].value
     assert same.estimates["precision"].low > 0.93 > far.estimates["precision"].high > far.estimates["precision"].value
     few = score(drawn(2000), against, alike=150).estimates
-    picked = [vectors[torch.arange(150) * len(vectors) // 150] for vectors in (drawn(2000), against.features)]
+    picked = [vectors[mixed(len(vectors), 150)] for vectors in (drawn(2000), against.features)]
     expected = manifold(picked[0], picked[1], 5)._asdict()
     assert {name: few[name].value for name in expected} == expected != {name: same.estimates[name].value for name in expected}
     assert few["recall"].low < few["recall"].value <= few["recall"].high and few["recall"].samples == 150

@@ -183,6 +183,8 @@ def test_the_inception_score_of_sure_and_of_clueless_classifiers() -> None:
     """C for sure ones over all classes, 1 for clueless ones, and exp of the mutual information between."""
     sure = torch.eye(10, dtype=torch.float64).repeat(20, 1) * 60
     assert inception_score(sure).raw == pytest.approx(10.0, rel=1e-9)
+    sorted_ = inception_score(torch.eye(10, dtype=torch.float64).repeat_interleave(20, 0) * 60)  # each part of one class
+    assert sorted_.value == sorted_.high == 10.0 and sorted_.raw == pytest.approx(1.0)
     assert inception_score(torch.zeros(200, 10)).value == pytest.approx(1.0)
     logits = drawn(4000, 3, 10) * 2
     p = torch.softmax(logits, 1)

@@ -26,7 +26,7 @@ from ddpm.evaluation.report import Evaluator, write_report
 from ddpm.evaluation.report.curves import Points, sweeps
 from ddpm.evaluation.report.page import page
 from ddpm.evaluation.scored import card_of, check_samples
-from ddpm.evaluation.scoring import Scores
+from ddpm.evaluation.scoring import Scores, mixed
 from ddpm.evaluation.settings import EvaluateConfig, said
 from ddpm.likelihood import continuous, latent_bound
 from ddpm.likelihood.latents import latent_codec
@@ -187,7 +187,7 @@ def bits(config: EvaluateConfig, model: NetworkDenoiser, dataset: Dataset, keys:
 
 def pictures(samples: torch.Tensor, features: torch.Tensor, evaluator: Evaluator, limits: tuple[float, float]) -> dict[str, Any]:
     """The grid of samples, and samples beside the data nearest to them; none for what is no picture."""
-    seen = as_pictures(samples[:: max(1, len(samples) // 100)][:100].numpy())
+    seen = as_pictures(samples[mixed(len(samples), 100).sort().values].numpy())
     if seen is None:
         return {}
     numbers, train, held = evaluator.neighbours(features)

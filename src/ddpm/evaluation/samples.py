@@ -17,7 +17,7 @@ from ddpm.evaluation.drawing.kept import free_folder
 from ddpm.evaluation.drawing.ready import FAMILIES
 from ddpm.evaluation.reference import reference
 from ddpm.evaluation.run import Evaluated, evaluator_of, finished, pictures
-from ddpm.evaluation.scoring import spread
+from ddpm.evaluation.scoring import mixed
 from ddpm.evaluation.settings import EvaluateConfig, said
 from ddpm.training.checkpoints.verified import to_stderr
 from ddpm.training.classifier import run_data
@@ -38,9 +38,9 @@ def evaluate_samples(
 ) -> Evaluated:
     """Score samples in any form that `ddpm.data.open_data` reads, in the data's own units, and write report.json and report.html.
 
-    config: what is asked for; n of the samples are taken evenly, all of them where it is None. run: one whose data are compared with, where
-    config names none. typed: as for `evaluate`. Raises: ConfigError for settings of a model, which there is none; DataError for samples
-    that are not of the data's shape or levels; CheckpointError, DiskError.
+    config: what is asked for; n of the samples are taken, drawn once for all, none: all of them. run: one whose data are compared with,
+    where config names none. typed: as for `evaluate`. Raises: ConfigError for settings of a model, which there is none; DataError for
+    samples that are not of the data's shape or levels; CheckpointError, DiskError.
     """
     typed = said(config or EvaluateConfig()) if typed is None else typed
     if unused := sorted(_named(typed.values) - USED):
@@ -50,17 +50,21 @@ def evaluate_samples(
     if run is None and "data" not in _named(typed.values):
         raise ConfigError("data: say what the samples are compared with, by --data or by the run that was trained on it")
     dataset = open_data(config.data)
-    mine = open_data(DataSettings(data=str(samples), holdout=0.0, labels="none"))
+    try:
+        mine = open_data(DataSettings(data=str(samples), holdout=0.0, labels="none"))
+    except DataError as error:
+        raise DataError(f"--samples {samples}: {error}") from error
     check_alike(mine, dataset)
     if config.n is not None and config.n > len(mine):
         raise DataError(f"{mine.card.name}: holds {len(mine):,} samples, fewer than the {config.n:,} asked for; leave --n out")
-    rows = spread(len(mine), config.n or len(mine))
+    rows = mixed(len(mine), config.n or len(mine)).sort().values
     evaluator = evaluator_of(config, dataset, torch.device(device_of(config.how.device)), say)
     features = reference(mine, "train", evaluator.extractor, say).features[rows]  # kept as those of data are
     drawn = torch.from_numpy(mine.batch(rows.numpy())[0])
     found, _ = evaluator.scores(drawn, features)
-    place = Path(samples).expanduser()
-    folder = free_folder(Path(config.out) if config.out else None, place.with_name(f"{place.name.split('.')[0]}-report"))
+    place = Path(samples).expanduser().resolve()
+    name = place.name if place.is_dir() else place.stem.removesuffix(".tar")
+    folder = free_folder(Path(config.out) if config.out else None, place.parent / f"{name}-report")
     about = {"run": str(samples), "samples": mine.card.fingerprint, "drift": evaluator.drift(drawn, None)}
     images = pictures(drawn, features, evaluator, limits(Codec.of(dataset.card)))
     try:
@@ -90,7 +94,7 @@ def check_alike(samples: Dataset, data: Dataset) -> None:
         broken = "" if whole else ", not all of them whole"
         raise DataError(
             f"{mine.name}: values from {low:g} to {high:g}{broken}; the data are the whole numbers from {bins[0]:g} to {bins[1]:g}: give "
-            "samples in these units"
+            "samples in these units, such as ddpm sample --format npz writes"
         )
 
 

@@ -15,6 +15,7 @@ from ddpm.metrics import Estimate, Frechet, Memorisation, Moments, inception_sco
 from ddpm.metrics.frechet import FEW
 from ddpm.metrics.inception import SPLITS
 from ddpm.metrics.neighbours import SHARES
+from ddpm.random import generator
 
 NEIGHBOURS = 5
 MOST = 10_000  # vectors on each side of what compares all pairs
@@ -53,6 +54,8 @@ def score(
     each side of what depends on their number, so that two calls compare. DataError for vectors that are not finite, or too few.
     """
     count, dim = features.shape
+    order = mixed(count, count)  # samples may come sorted by class, or with the classes in turn
+    features, logits = features[order], None if logits is None else logits[order]
     metric = Frechet(dim)
     metric.update(features)
     moments = theirs or against.moments
@@ -77,10 +80,9 @@ def score(
             "published figures are uncorrected, and compare with the uncorrected one of as many samples only"
         )
     copies = None
-    some = against.features[spread(len(against.features), MOST)]
-    mine = features[spread(len(features), MOST)]
+    some, mine = against.features[mixed(len(against.features), MOST)], features[:MOST]
     estimates["kernel"] = kernel_distance(mine, some)
-    pairs = mine[spread(len(mine), alike)], some[spread(len(some), alike)]
+    pairs = mine[:alike], some[:alike]
     if len(pairs[0]) < FEW * dim:
         matched = Frechet(dim)
         matched.update(pairs[0])
@@ -112,9 +114,11 @@ def _copies(samples: Tensor, train: Tensor, held_out: Tensor, warnings: list[str
     return found
 
 
-def spread(count: int, most: int) -> Tensor:
-    """At most so many of `count` numbers, evenly."""
-    return torch.arange(min(count, most)) * count // min(count, most)
+def mixed(count: int, most: int) -> Tensor:
+    """At most so many of `count` numbers, in an order drawn once for all: groups of them, and some of them, stand for all, whatever order
+    things come in.
+    """
+    return torch.from_numpy(generator(0, "evaluate", count).permutation(count)[:most])
 
 
 def embedded(extractor: Extractor, samples: Tensor) -> Tensor:

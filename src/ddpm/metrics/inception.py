@@ -36,7 +36,8 @@ def inception_score(logits: Tensor, splits: int = SPLITS) -> Estimate:
     value = whole - (len(left) - 1) * (mean - whole)
     error = math.sqrt((len(left) - 1) / len(left) * sum((one - mean) ** 2 for one in left))
     reach = float(stdtrit(len(left) - 1, 0.5 + LEVEL / 2)) * error
-    return Estimate(value, value - reach, value + reach, sum(map(_score, parts)) / len(parts), len(logits))
+    value, low, high = (min(max(one, 1.0), float(logits.shape[1])) for one in (value, value - reach, value + reach))
+    return Estimate(value, low, high, sum(map(_score, parts)) / len(parts), len(logits))
 
 
 def _score(log_p: Tensor) -> float:

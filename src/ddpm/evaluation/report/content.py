@@ -15,7 +15,7 @@ from ddpm.denoiser import Cond, NetworkDenoiser
 from ddpm.errors import DataError
 from ddpm.evaluation.extractors.extractor import Extractor, Raw, digest
 from ddpm.evaluation.reference import Protocol, Reference, reference
-from ddpm.evaluation.scoring import MOST, Scores, embedded, score, spread
+from ddpm.evaluation.scoring import MOST, Scores, embedded, mixed, score
 from ddpm.metrics import (
     Estimate,
     Frechet,
@@ -80,7 +80,7 @@ class Evaluator:
         """Its distance alone, for the points of a curve."""
         features = embedded(self.extractor, samples)
         metric = Frechet(features.shape[1])
-        metric.update(features)
+        metric.update(features[mixed(len(features), len(features))])
         return metric.result(self.statistics or self.train.moments)
 
     def scores(self, samples: Tensor, features: Tensor | None = None) -> tuple[Scores, Tensor]:
@@ -135,7 +135,9 @@ class Evaluator:
         """What needs no extractor: distances of the entries, values of the channels, spectra. At most `PLAIN` on each side; but for the
         energy distance, which has no bias, as many in both rows of a report, since these figures depend on the number.
         """
-        data = torch.from_numpy(self.dataset.batch(evenly(self.dataset.train_rows, PLAIN))[0])
+        rows = self.dataset.train_rows
+        data = torch.from_numpy(self.dataset.batch(rows[mixed(len(rows), PLAIN).numpy()])[0])
+        some = samples[mixed(len(samples), PLAIN)]
         raw, deviations = Raw(self.dataset.card, most=4096), np.asarray(self.dataset.card.std)
         usual = float(deviations.mean()) or 1.0
         unit = torch.from_numpy(np.where(deviations > 0, deviations, usual)).view(-1, *[1] * (samples.ndim - 2))
@@ -150,8 +152,7 @@ class Evaluator:
             }
             return found | ({"spectrum": float(spectrum_distance(one, two).max())} if one.ndim > 2 else {})
 
-        mine, theirs = (one[spread(len(one), min(PLAIN, alike))] for one in (samples, data))
-        return {"energy": energy_distance(entries(samples[spread(len(samples), PLAIN)]), entries(data)), **scattered(figures, mine, theirs)}
+        return {"energy": energy_distance(entries(some), entries(data)), **scattered(figures, some[:alike], data[:alike])}
 
     def drift(self, samples: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """Shift and spread of every channel against training data of the same classes, with what is certain and large in words."""
