@@ -242,7 +242,8 @@ def test_compare_refuses_what_it_cannot_read(
 @pytest.mark.parametrize(
     "broken",
     [
-        {"protocol": {}}, {"protocol": {"data": [1], "rows": "train", "extractor": "raw"}}, {"scores": [1]}, {"scores": {"frechet": None}},
+        {"format": 2}, {"protocol": {}},
+        {"protocol": {"data": [1], "rows": "train", "extractor": "raw"}}, {"scores": [1]}, {"scores": {"frechet": None}},
         {"scores": {"frechet": {"value": None, "low": 1.0, "high": 2.0}}}, {"scores": {"frechet": {"value": "1", "low": "0", "high": "2"}}},
         {"scores": {"frechet": {"value": 1.0, "low": 0.5, "high": None}}}, {"real": [1]}, {"real": {"frechet": {"value": 1.0}}},
         {"scores": {"frechet": {"value": 1.0, "low": 0.5, "high": 2.0}, "memorisation": {"found": "yes"}}},
@@ -251,7 +252,8 @@ def test_compare_refuses_what_it_cannot_read(
 def test_a_damaged_report_is_named(report: Path, broken: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((report / "report.json").read_text()) | broken
     (tmp_path / "report.json").write_text(json.dumps(content))
-    assert main(["compare", str(tmp_path), str(report)]) == 4 and "is damaged" in capsys.readouterr().err
+    wanted = "has form 2, this version reads 1" if "format" in broken else "is damaged"
+    assert main(["compare", str(tmp_path), str(report)]) == 4 and wanted in capsys.readouterr().err
 
 
 def test_samples_of_broken_weights_are_refused(runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

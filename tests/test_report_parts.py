@@ -16,7 +16,8 @@ from ddpm.errors import ConfigError
 from ddpm.evaluation import EvaluateConfig, Evaluated, run
 from ddpm.evaluation.extractors import Raw
 from ddpm.evaluation.report import Evaluator
-from ddpm.evaluation.report.page import memory, scores
+from ddpm.evaluation.report import page as page_module
+from ddpm.evaluation.report.page import curves, memory, page, scores
 from ddpm.evaluation.scoring import Scores
 from ddpm.metrics import Estimate, Memorisation, Moments, frechet
 
@@ -95,3 +96,29 @@ def test_as_many_samples_are_scored_as_published_figures_take_where_inception_is
     for extractor, weights, count in (("auto", "x", 50_000), ("inception", "x", 50_000), ("dinov2", "x", 10_000), ("auto", None, 10_000)):
         asked = {"extractor": extractor, "weights_file": weights}
         assert EvaluateConfig(**asked).count == count and EvaluateConfig(**asked, n=123).count == 123  # pyright: ignore[reportArgumentType]
+
+
+def test_warnings_on_the_page_are_words_and_no_markup() -> None:
+    noise, raw = small(0), Raw(small(0).card)
+    evaluator = Evaluator(noise, raw)
+    found, _ = evaluator.scores(torch.from_numpy(noise.batch(noise.train_rows)[0]))
+    report = {
+        "run": "<b>", "protocol": evaluator.against._asdict(), "n": 80, "data": "noise", "fingerprint": "f" * 64, "rows": "train",
+        "version": "1", "scores": found.to_dict(), "real": None, "warnings": ["<script>"],
+    }  # fmt: skip
+    assert "<script>" not in page(report, {}) and "&lt;script&gt;" in page(report, {}) and "<h1>&lt;b&gt;" in page(report, {})
+
+
+def test_curves_are_drawn_by_their_own_numbers() -> None:
+    """A point's place, its value and its interval; the level of real data only where it is corrected as the points are."""
+    drawn: list[Any] = []
+    points = [{"at": at, "value": at + 1, "low": at + 0.5, "high": at + 2, "raw": at + 1, "samples": 40} for at in (5.0, 10.0)]
+    report = {"sweeps": {"nfe": points}, "sweep_n": 40, "real": {"frechet": {"value": 0.25, "low": 0.1, "high": 0.3}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "lines", lambda *given, **options: drawn.append((given, options)) or "")
+        curves(report)
+        report["real"]["frechet"]["low"] = None
+        curves(report)
+    (spots,) = drawn[0][0][0].values()
+    assert [tuple(spot) for spot in spots] == [(5.0, 6.0, 5.5, 7.0), (10.0, 11.0, 10.5, 12.0)]
+    assert drawn[0][1] == {"log_x": True, "level": 0.25} and drawn[1][1]["level"] is None

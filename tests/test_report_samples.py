@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ddpm.cli import main
 from ddpm.data import DataSettings
+from ddpm.errors import DataError
 from ddpm.evaluation import EvaluateConfig, evaluate_samples
 from small_runs import SMALL_UNET, quietly, settings
 
@@ -36,6 +38,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noise(count: int, seed: int) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+
+
+LEVELS = noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2)
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -101,8 +106,11 @@ def test_the_order_of_samples_does_not_matter(tmp_path: Path) -> None:
     [
         (noise(60, 1)[:, :6], [], 3, "samples of shape (3, 6, 8), the data have (3, 8, 8)"),
         ((noise(60, 1) / 255).astype(np.float32).transpose(0, 3, 1, 2), [], 3, "not all of them whole; the data are the whole numbers"),
-        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) - 9, [], 3, "values from -9 to"),
-        (noise(60, 1).astype(np.float32).transpose(0, 3, 1, 2) * np.nan, [], 3, "some.npz: "),
+        (LEVELS - 9, [], 3, "values from -9 to"),
+        (LEVELS + 9, [], 3, "to 264; the data are"),
+        (LEVELS + 0.5 * (np.arange(60) == 59)[:, None, None, None], [], 3, "not all of them whole"),
+        (noise(60, 1).astype(np.float32), [], 3, "arrays to channels first"),
+        (LEVELS * np.nan, [], 3, "some.npz: "),
         (noise(60, 1), ["--n", "61"], 3, "holds 60 samples, fewer than the 61"),
         (noise(60, 1), ["--steps", "3", "--sweep", "50", "--seed", "2"], 2, "seed, steps, sweep: of no use"),
         (noise(20, 1), [], 3, "at least 40"),
@@ -146,3 +154,71 @@ def test_what_is_missing_is_asked_for(run: str, tmp_path: Path, capsys: pytest.C
     ):  # fmt: skip
         assert main(["evaluate", *words]) == code
         assert said in capsys.readouterr().err
+
+
+def test_samples_in_folders_of_a_split_are_all_scored_and_their_own_features(photos: Path, tmp_path: Path) -> None:
+    """Whatever the folders say; test/ is left out, which is said."""
+    for name, count in (("train", 50), ("validation", 30), ("test", 9)):
+        (tmp_path / "s" / name).mkdir(parents=True)
+        for i, picture in enumerate(noise(count, count)):
+            Image.fromarray(picture).save(tmp_path / "s" / name / f"{i:02d}.png")
+    heard: list[str] = []
+    asked = EvaluateConfig(data=DataSettings(data=str(photos)), extractor="raw")
+    done = evaluate_samples(tmp_path / "s", asked, say=heard.append)
+    every = np.concatenate([noise(50, 50), noise(30, 30)])
+    np.save(tmp_path / "same.npy", every)
+    same = evaluate_samples(tmp_path / "same.npy", asked)
+    assert done.report["n"] == 80 and done.scores.to_dict() == same.scores.to_dict()
+    assert any("9 pictures in test/ are left out" in line for line in heard)
+
+
+def test_data_that_are_not_the_runs_are_named(run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the run's data there is nothing to say; what was typed wins over the run's."""
+    np.savez(tmp_path / "colour.npz", samples=noise(60, 1))
+    assert main(["sample", run, "--n", "60", "--steps", "2", "--format", "npz", "--out", str(tmp_path / "drawn")]) == 0
+    own = [run, "--samples", str(tmp_path / "drawn"), "--extractor", "raw"]  # the folder, of which the file is meant
+    assert main(["evaluate", *own]) == 0 and "not the data" not in capsys.readouterr().err
+    assert content(tmp_path / "drawn-report")["n"] == 60
+    assert main(["evaluate", *own, "--holdout", "0.2", "--out", str(tmp_path / "out")]) == 0
+    assert "not the data, or not the split" in capsys.readouterr().err and (tmp_path / "out" / "report.json").is_file()
+    typed = [run, "--samples", str(tmp_path / "colour.npz"), "--data", str(photos), "--extractor", "raw"]
+    assert main(["evaluate", *typed]) == 0 and "not the data" in capsys.readouterr().err
+    assert content(tmp_path / "colour-report")["data"] == photos.name
+
+
+def test_what_ddpm_sample_wrote_is_read_without_its_overview(photos: Path, tmp_path: Path) -> None:
+    """In a zip too; elsewhere a picture of that name is a picture."""
+    with zipfile.ZipFile(tmp_path / "drawn.zip", "w") as archive:
+        for i in range(60):
+            archive.write(photos / f"{i}.png", f"drawn/{i}.png")
+        Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(tmp_path / "grid.png")
+        archive.write(tmp_path / "grid.png", "drawn/grid.png")
+        archive.writestr("drawn/manifest.json", "{}")
+    asked = EvaluateConfig(data=DataSettings(data=str(photos)), extractor="raw")
+    assert evaluate_samples(tmp_path / "drawn.zip", asked).report["n"] == 60
+    (tmp_path / "plain").mkdir()
+    for i in range(60):
+        Image.fromarray(noise(1, i)[0]).save(tmp_path / "plain" / f"{i}.png")
+    Image.fromarray(noise(1, 99)[0]).save(tmp_path / "plain" / "grid.png")
+    assert evaluate_samples(tmp_path / "plain", asked).report["n"] == 61
+
+
+def test_without_unseen_data_it_is_said_what_cannot_be(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", noise(200, 0))
+    np.save(tmp_path / "same.npy", noise(200, 0))
+    data = DataSettings(data=str(tmp_path / "data.npy"))
+    done = evaluate_samples(tmp_path / "same.npy", EvaluateConfig(data=data, extractor="raw"))
+    assert done.real is None and any("nothing tells copies" in line for line in done.report["warnings"])
+    assert "Too few data are held out" in (done.folder / "report.html").read_text()
+
+
+def test_other_variables_are_not_scored(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    for name in ("t", "u"):
+        values = np.random.default_rng(0).standard_normal((300, 6, 8)).astype(np.float32)
+        coords = {"time": np.arange("2020-01-01", "2020-10-27", dtype="datetime64[D]"), "lat": np.arange(6.0), "lon": np.arange(8.0)}
+        xarray.Dataset({name: (("time", "lat", "lon"), values)}, coords=coords).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    asked = EvaluateConfig(data=DataSettings(data=str(tmp_path / "t.nc")), extractor="raw")
+    with pytest.raises(DataError, match=r"other variables than the data \(t, u"):
+        evaluate_samples(tmp_path / "u.nc", asked)
+    assert evaluate_samples(tmp_path / "t.nc", asked).report["n"] == 300

@@ -85,9 +85,10 @@ def listed(root: Path) -> list[tuple[str, Path]]:
 
 def _folder(root: Path) -> Iterator[Member]:
     files = sorted(listed(root), key=lambda item: natural(item[0]))
-    if {"grid.png", "manifest.json"} <= {name for name, _ in files}:  # samples that `ddpm sample` wrote, and an overview that is none
-        files = [item for item in files if item[0] != "grid.png"]
+    sheet = _sheet([name for name, _ in files])
     for name, path in files:
+        if name == sheet:
+            continue
         try:
             info = path.stat()
         except OSError as error:
@@ -95,6 +96,13 @@ def _folder(root: Path) -> Iterator[Member]:
         if not stat.S_ISREG(info.st_mode):
             raise DataError(f"{root}: {name} is not a plain file; refused")
         yield Member(name, info.st_size, lambda path=path, size=info.st_size: _open_file(path, size))
+
+
+def _sheet(names: list[str]) -> str | None:
+    """The overview that `ddpm sample` lays beside its samples, which is none of them."""
+    manifest = next((name for name in names if name.rsplit("/", 1)[-1] == "manifest.json"), None)
+    sheet = None if manifest is None else manifest.removesuffix("manifest.json") + "grid.png"
+    return sheet if sheet in names else None
 
 
 def _cannot_list(error: OSError) -> None:
@@ -114,8 +122,9 @@ def _zip(path: Path) -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             names = _checked(path, infos)
+            sheet = _sheet(names)
             for name, info in sorted(zip(names, infos, strict=True), key=lambda item: natural(item[0])):
-                if not info.is_dir():
+                if not info.is_dir() and name != sheet:
                     yield Member(name, info.file_size, lambda info=info: _open_zipped(archive, info, path))
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: damaged, or not a zip archive") from error

@@ -87,7 +87,7 @@ def foreign_statistics(path: Path, dim: int) -> Moments:
     """Mean and covariance from another tool's .npz with `mu` (D,) and `sigma` (D, D); ConfigError for anything else."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            mu, sigma = (np.asarray(file[name]).astype(np.float64) for name in ("mu", "sigma"))
+            mu, sigma = (np.asarray(file[name]).astype(np.float64, casting="same_kind") for name in ("mu", "sigma"))
     except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ConfigError(f"reference: {path} holds no mu and sigma ({error}); give an .npz with both") from error
     if mu.shape != (dim,) or sigma.shape != (dim, dim):

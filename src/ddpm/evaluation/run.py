@@ -23,6 +23,7 @@ from ddpm.evaluation.drawing.ready import FAMILIES, Ready, draw, ready
 from ddpm.evaluation.extractors import Extractor, Inception, Learned, Pretrained, Raw
 from ddpm.evaluation.reference import foreign_statistics
 from ddpm.evaluation.report import Evaluator, write_report
+from ddpm.evaluation.report.content import FEWEST
 from ddpm.evaluation.report.curves import Points, sweeps
 from ddpm.evaluation.report.page import page
 from ddpm.evaluation.scored import card_of, check_samples
@@ -74,9 +75,7 @@ def evaluate(
     if drawing.model.text is not None and "tokens" not in dataset.cond:
         say(f"{dataset.card.name}: has no captions, so samples are drawn, and losses measured, without any")
     check_samples(dataset, dataset.batch(dataset.train_rows[:256])[0], drawing.model)
-    before, card = card_of(run), diffused(dataset, drawing.model).card
-    if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
-        say(f"{dataset.card.name}: not the data, or not the split, of this run; what is said of copies is about these data")
+    check_own(run, drawing.model, dataset, say)
     evaluator = evaluator_of(config, dataset, drawing.machine.device, say)
     asked = [config.count, config.seed, repr(config.data), repr(config.how)]  # the rest changes neither samples nor features
     call = [*asked, drawing.steps, drawing.document["sha256"], list(evaluator.train.protocol), "features kept"]
@@ -120,15 +119,23 @@ def _report(
     return done
 
 
+def check_own(run: str, model: NetworkDenoiser, dataset: Dataset, say: Say) -> None:
+    """Say so where the data, or their split, are not those of the run."""
+    before, card = card_of(run), diffused(dataset, model).card
+    if before is not None and (before.fingerprint, before.held_out) != (card.fingerprint, card.held_out):
+        say(f"{dataset.card.name}: not the data, or not the split, of this run; what is said of copies is about these data")
+
+
 def finished(evaluator: Evaluator, found: Scores, about: dict[str, Any], images: dict[str, Any], made: str, folder: Path) -> Evaluated:
     """The report on scores found, with what is known of the samples beside them, written to its folder. Raises: OSError."""
     count = found.estimates["frechet"].samples
     real = evaluator.real(count)
+    few = [] if evaluator.held else [f"memory: fewer than {FEWEST} data are held out, so nothing tells copies, nor what real data score"]
     report = {
         **about, "data": evaluator.dataset.card.name, "fingerprint": evaluator.train.protocol.data, "rows": evaluator.train.protocol.rows,
         "version": ddpm.__version__, "protocol": evaluator.against._asdict(), "n": count,
         "scores": found.to_dict(), "real": None if real is None else real.to_dict(),
-        "warnings": [*found.warnings, *(f"real data: {line}" for line in (real.warnings if real is not None else []))],
+        "warnings": [*found.warnings, *few, *(f"real data: {line}" for line in (real.warnings if real is not None else []))],
     }  # fmt: skip
     write_report(folder, report)
     replace_text(folder / "report.html", page(report, images))

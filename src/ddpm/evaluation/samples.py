@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddpm.config import Layer, resolve, to_dict
@@ -13,17 +15,17 @@ from ddpm.data import DataSettings, open_data
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import Codec
 from ddpm.errors import ConfigError, DataError, DiskError
-from ddpm.evaluation.drawing.kept import free_folder
+from ddpm.evaluation.drawing.kept import MANIFEST, free_folder
 from ddpm.evaluation.drawing.ready import FAMILIES
 from ddpm.evaluation.reference import reference
-from ddpm.evaluation.run import Evaluated, evaluator_of, finished, pictures
+from ddpm.evaluation.run import Evaluated, check_own, evaluator_of, finished, pictures
 from ddpm.evaluation.scoring import mixed
 from ddpm.evaluation.settings import EvaluateConfig, said
 from ddpm.training.checkpoints.verified import to_stderr
 from ddpm.training.classifier import run_data
 from ddpm.training.machine import device_of
 from ddpm.training.preview import limits
-from ddpm.training.state import open_run
+from ddpm.training.state import load_with_card, open_run
 
 USED = {"n", "extractor", "weights_file", "reference", "data", "out", "device"}  # of the settings: what does not ask for a model
 
@@ -49,12 +51,14 @@ def evaluate_samples(
     config = resolve(EvaluateConfig, [*layers, typed], FAMILIES)
     if run is None and "data" not in _named(typed.values):
         raise ConfigError("data: say what the samples are compared with, by --data or by the run that was trained on it")
-    dataset = open_data(config.data)
-    try:
-        mine = open_data(DataSettings(data=str(samples), holdout=0.0, labels="none"))
-    except DataError as error:
-        raise DataError(f"--samples {samples}: {error}") from error
+    dataset, mine = open_data(config.data), opened(samples)
     check_alike(mine, dataset)
+    if run is not None:
+        check_own(str(run), load_with_card(str(run))[0], dataset, say)
+    for line in mine.card.notices:
+        say(f"{mine.card.name}: {line}")
+    if mine.card.mask_channels or dataset.card.mask_channels:
+        say("entries that are missing count as the middle of their channel, in samples and in data")
     if config.n is not None and config.n > len(mine):
         raise DataError(f"{mine.card.name}: holds {len(mine):,} samples, fewer than the {config.n:,} asked for; leave --n out")
     rows = mixed(len(mine), config.n or len(mine)).sort().values
@@ -73,14 +77,31 @@ def evaluate_samples(
         raise DiskError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
 
 
+def opened(samples: str | Path) -> Dataset:
+    """All samples that lie there, as rows to be scored, whatever folders say of a split; of a folder that `ddpm sample` packed them in, the
+    file. DataError where there are none.
+    """
+    place = Path(samples).expanduser()
+    if place.is_dir() and (place / MANIFEST).is_file():
+        packed = [path for kind in ("npz", "zip", "nc", "zarr") for path in place.glob(f"samples_*.{kind}")]
+        place = packed[0] if len(packed) == 1 else place
+    try:
+        mine = open_data(DataSettings(data=str(place) if place.exists() else str(samples), holdout=0.0, labels="none"))
+    except (ConfigError, DataError) as error:
+        raise DataError(f"--samples {samples}: {error}") from error
+    return replace(mine, train_rows=np.arange(len(mine), dtype=np.int64), held_rows=np.zeros(0, dtype=np.int64))
+
+
 def check_alike(samples: Dataset, data: Dataset) -> None:
     """DataError for samples of another shape, which are not brought to that of the data, or in other units."""
     mine, card = samples.card, data.card
     if mine.shape != card.shape:
         raise DataError(
-            f"{mine.name}: samples of shape {tuple(mine.shape)}, the data have {tuple(card.shape)}; bring the data to the shape that was "
-            "sampled (--size, --channels), or sample in theirs: samples are scored as they are"
+            f"{mine.name}: samples of shape {tuple(mine.shape)}, the data have {tuple(card.shape)}; samples are scored as they are: bring "
+            "the data to their shape (--size, --channels), and arrays to channels first, (N, C, ...)"
         )
+    if mine.fields and card.fields and (apart := {*mine.fields.variables} ^ {*card.fields.variables}):
+        raise DataError(f"{mine.name}: has other variables than the data ({', '.join(sorted(apart))} in one of the two only)")
     low, high = min(mine.low), max(mine.high)
     if (bins := card.bins) is None:
         if mine.bins is not None:

@@ -16,7 +16,8 @@ class EvaluateConfig:
 
     n: int | None = setting(
         None,
-        "samples scored; none: 50,000 by Inception, else 10,000; published FID compares with the uncorrected distance of 50,000",
+        "samples scored; none: 50,000 by Inception, else 10,000, all of --samples; published FID compares with the uncorrected distance of "
+        "50,000",
         low=40,
         high=100_000_000,
         group="what",

@@ -130,10 +130,13 @@ def left_out(groups: Sequence[Moments]) -> list[Moments]:
 
 
 def _jackknife(whole: float, groups: Sequence[Moments], distance: Callable[[Moments], float]) -> tuple[float, float, float]:
-    """(bias, variance, |b|/N^2) of an estimate whose bias is a/N + b/N^2: a from those without one group each, b from those of halves."""
+    """(bias, variance, |b|/N^2) of an estimate whose bias is a/N + b/N^2: a from those without one group each, b from those of halves.
+
+    (g-1) (mean - whole) = a/N + b/N^2 (2g-1)/(g-1), and halves - whole = a/N + 3 b/N^2.
+    """
     parts, count = [distance(left) for left in left_out(groups)], len(groups)
     mean = sum(parts) / count
     bias, variance = (count - 1) * (mean - whole), (count - 1) / count * sum((part - mean) ** 2 for part in parts)
     halves = sum(distance(total(groups[k::2])) for k in (0, 1)) / 2
-    bent = halves - whole - bias
-    return bias - bent, variance, abs(bent)
+    bent = (halves - whole - bias) * (count - 1) / (count - 2) if count > 2 else 0.0  # b/N^2
+    return bias - bent * count / (count - 1), variance, abs(bent)

@@ -52,6 +52,8 @@ def loaded(kind: str, weights: str) -> Any:
     except ImportError as error:
         advice = "pip install 'ddpm[diffusers]'; --extractor own needs none"
         raise ConfigError(f"extractor {kind}: needs the library transformers: {advice}") from error
+    if weights != USUAL[kind] and not Path(weights).is_dir():  # no name is looked up that may be a mistyped folder
+        raise ConfigError(f"extractor {kind}: there is no folder {weights}; --weights-file takes one as save_pretrained writes it")
     wanted = transformers.Dinov2Model if kind == "dinov2" else transformers.CLIPVisionModelWithProjection
     try:
         network, report = wanted.from_pretrained(weights, output_loading_info=True)

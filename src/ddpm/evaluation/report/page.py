@@ -91,7 +91,7 @@ def scores(mine: Mapping[str, Any], real: Mapping[str, Any] | None) -> str:
         rows.append(f'<tr><td>{called}<td class="n">{cells[0]}<td class="n">{cells[1]}<td>{better}<td class="note">{about}')
     rows.append("</table>")
     if real is None:
-        rows.append('<p class="note">No data were held out, so there is no row of real data: train with --holdout above 0.</p>')
+        rows.append('<p class="note">Too few data are held out for a row of real data; --holdout says how many are.</p>')
     return "".join(rows)
 
 
