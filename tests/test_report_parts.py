@@ -17,6 +17,7 @@ from ddpm.evaluation import EvaluateConfig, Evaluated, run
 from ddpm.evaluation.extractors import Raw
 from ddpm.evaluation.report import Evaluator
 from ddpm.evaluation.report import page as page_module
+from ddpm.evaluation.report.charts import Spot, lines
 from ddpm.evaluation.report.page import curves, memory, page, scores
 from ddpm.evaluation.scoring import Scores
 from ddpm.metrics import Estimate, Memorisation, Moments, frechet
@@ -122,3 +123,12 @@ def test_curves_are_drawn_by_their_own_numbers() -> None:
     (spots,) = drawn[0][0][0].values()
     assert [tuple(spot) for spot in spots] == [(5.0, 6.0, 5.5, 7.0), (10.0, 11.0, 10.5, 12.0)]
     assert drawn[0][1] == {"log_x": True, "level": 0.25} and drawn[1][1]["level"] is None
+
+
+def test_a_chart_places_its_points_by_ratio_along_x_and_larger_ones_higher() -> None:
+    spots = [Spot(5.0, 1.0, 0.5, 1.5), Spot(10.0, 3.0, 2.0, 4.0), Spot(20.0, 2.0, 1.0, 3.0)]
+    for log, share in ((True, 0.5), (False, 1 / 3)):
+        chart = lines({"nfe": spots}, "x", "y", log_x=log, level=2.0)
+        x, y = ([float(v) for v in re.findall(rf'<circle[^>]* {axis}="([\d.]+)"', chart)] for axis in ("cx", "cy"))
+        assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(share, abs=2e-3) and y[1] < y[2] < y[0]
+        assert f'y1="{y[2]:.1f}" y2="{y[2]:.1f}" stroke="#888"' in chart  # the level, as high as the point of its value
