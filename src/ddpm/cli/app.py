@@ -74,9 +74,8 @@ def make_parser(commands: Sequence[str]) -> Parser:
             module.add(command)
             command.set_defaults(parser=command, run=module.run)
             command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the full traceback of an error")
-            command.usage = f"{command.prog} [flags]" + "".join(
-                f" {action.metavar or action.dest.upper()}" for action in command._actions if not action.option_strings
-            )
+            plain = [(action, action.metavar or action.dest.upper()) for action in command._actions if not action.option_strings]
+            command.usage = f"{command.prog} [flags]" + "".join(f" [{name}]" if one.nargs == "?" else f" {name}" for one, name in plain)
     return parser
 
 
