@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.errors import DataError
 from ddpm.metrics.estimate import scattered, wilson
 from ddpm.metrics.fields import channel_distances, spectrum, spectrum_distance
-from ddpm.metrics.frechet import Frechet, frechet
+from ddpm.metrics.frechet import Frechet, _jackknife, frechet
 from ddpm.metrics.inception import inception_score
 from ddpm.metrics.kernel import kernel, kernel_distance
 from ddpm.metrics.memorisation import memorisation
@@ -124,6 +124,19 @@ def coverage(name: str, trials: int, *, sampled: bool = False) -> tuple[float, f
         raws.append(found.raw - truth)
     spread = float(np.std(values))
     return hits / trials, float(np.mean(values)) / spread, float(np.mean(raws)) / spread
+
+
+@pytest.mark.parametrize("groups", [2, 10, 20])
+def test_a_bias_of_two_terms_is_removed_whole(groups: int) -> None:
+    """Of an estimate that is exactly D + a/N + b/N^2; of two groups, whose halves say nothing new, the first term alone."""
+    a, b, each = 7.0, 900.0, 60
+    parts = [Moments.of(drawn(each, k, 2)) for k in range(groups)]
+    count = groups * each
+    bias, _, bent = _jackknife(a / count + b / count**2, parts, lambda moments: a / moments.count + b / moments.count**2)
+    if groups > 2:
+        assert bias == pytest.approx(a / count + b / count**2, rel=1e-10) and bent == pytest.approx(b / count**2, rel=1e-8)
+    else:
+        assert bias == pytest.approx(a / count + 3 * b / count**2, rel=1e-10) and bent == 0.0
 
 
 @pytest.mark.parametrize("name", list(CASES))
