@@ -15,10 +15,10 @@ from ddpm.data import from_arrays
 from ddpm.denoiser import Codec
 from ddpm.denoiser.exact import Mixture
 from ddpm.errors import CheckpointError, DataError
-from ddpm.process import Cosine, Linear, Process, Schedule, Straight
+from ddpm.process import EDM, VE, Cosine, Linear, Process, Schedule, Straight
 from ddpm.sampling import Ancestral
 from ddpm.training import OptimizerSettings, load, run, trainer
-from ddpm.training.held_out import gaussian_floor, held_out_loss
+from ddpm.training.held_out import binned, gaussian_error, gaussian_floor, held_out_loss, instants
 from small_runs import SMALL_MLP, SMALL_UNET, digests, held, metrics, pictures, quietly, settings, table, trainer_for
 
 
@@ -99,6 +99,19 @@ def test_the_held_out_loss_covers_every_level_however_few_samples(schedule: obje
         assert all(np.diff(denoiser.residuals.log_snr) > 0)
         drawn = ddpm.sample(denoiser, 3, steps=min(5, length or 5), sampler=Ancestral(variance="analytic"))
         assert drawn.isfinite().all()
+
+
+def test_held_out_samples_are_seen_at_all_noise_levels() -> None:
+    """Also where t is the noise level itself, of which half of the range in log-SNR is the first 64th; the floor is of the same levels."""
+    for schedule in (EDM(), VE(), Cosine(T=None), Straight()):
+        process = Process(schedule)
+        bins = binned(process.log_snr(instants(process, 32)))
+        assert len(bins) == 7 and all(bool(here.any()) for here in bins.values())
+        assert instants(process, 32).diff().min() > 0 and gaussian_floor(process, (1.0,)) == pytest.approx(
+            gaussian_error(process, (1.0,), instants(process, 500)).mean().item(), rel=0.01
+        )
+    linear = Process(Linear(T=8))
+    assert instants(linear, 32).tolist() == [k / 8 for k in range(1, 9)]
 
 
 @pytest.mark.parametrize("schedule", [Straight(), Cosine(T=50)], ids=repr)

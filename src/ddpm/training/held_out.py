@@ -28,7 +28,7 @@ Tell = Callable[[Rows, Values], Values]
 
 
 class HeldOut(NamedTuple):
-    """Mean |eps - eps_hat|^2 per entry over uniform t, its mean in each log-SNR bin, and mean |x0 - x0_hat|^2 at rising log-SNRs; t: the
+    """Mean |eps - eps_hat|^2 per entry over `instants`, its mean in each log-SNR bin, and mean |x0 - x0_hat|^2 at rising log-SNRs; t: the
     instants all this was measured at; each: |eps - eps_hat|^2 of every call (n,), made at t[level] of the data's row.
     """
 
@@ -63,7 +63,7 @@ def held_out_loss(
     world: World | None = None,
     tell: Tell | None = None,
 ) -> HeldOut | None:
-    """Each of up to `samples` held-out samples, taken evenly, at 4 of `levels` instants evenly over t, more where they are few, so that
+    """Each of up to `samples` held-out samples, taken evenly, at 4 of `levels` `instants`, more where they are few, so that
     every instant is met; None where nothing is held out.
 
     Of a world of many processes each takes its share, with the same result as alone; all make the same number of network calls. tell: what
@@ -74,12 +74,9 @@ def held_out_loss(
     if not len(rows) or denoiser.codec is None:
         return None
     device = next((tensor.device for tensor in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
-    process, first = denoiser.process, denoiser.process.schedule.first
-    place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-    grid = first + (1.0 - first) * place
-    if process.schedule.T:
-        grid = ((grid * process.schedule.T).round() / process.schedule.T).unique()  # a short chain has fewer
-        levels = len(grid)
+    process = denoiser.process
+    grid = instants(process, levels)
+    levels = len(grid)  # a short chain has fewer
     rows = np.repeat(rows, max(4, -(-levels // len(rows))))
     level = torch.arange(len(rows)) * 7919 % levels
     eps_error, x0_error = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
@@ -105,6 +102,20 @@ def held_out_loss(
     known = log_snr.isfinite()  # at alpha = 0 there is nothing to interpolate in
     bins = {name: means[0][inside].mean().item() for name, inside in binned(log_snr).items()}
     return HeldOut(means[0].mean().item(), bins, log_snr[known].flip(0), means[1][known].flip(0), grid, eps_error, level, rows)
+
+
+def instants(process: Process, levels: int) -> Tensor:
+    """So many instants, rising, evenly over t; evenly over log-SNR where the first 64th of t is more than half of its range, as of EDM's t,
+    the noise level itself: nearly all would lie where nothing of the data is seen. Of a chain its own, each once.
+    """
+    schedule = process.schedule
+    place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+    even = schedule.first + (1.0 - schedule.first) * place
+    if schedule.T:
+        return ((even * schedule.T).round() / schedule.T).unique()
+    some = torch.tensor([schedule.first, schedule.first + (1.0 - schedule.first) / 64, 1.0], dtype=torch.float64)
+    high, early, low = process.log_snr(some).clamp(-30.0, 30.0)
+    return process.time_of(high + (low - high) * place) if high - early > 0.5 * (high - low) else even
 
 
 @torch.no_grad()
@@ -142,10 +153,8 @@ def gaussian_error(process: Process, variances: tuple[float, ...], t: Tensor) ->
 
 
 def gaussian_floor(process: Process, variances: tuple[float, ...], levels: int = 1000) -> float:
-    """The mean of `gaussian_error` over uniform t."""
-    first = process.schedule.first
-    place = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-    return gaussian_error(process, variances, first + (1.0 - first) * place).mean().item()
+    """The mean of `gaussian_error` over instants as a held-out loss is measured at."""
+    return gaussian_error(process, variances, instants(process, levels)).mean().item()
 
 
 def gaussian_floors(process: Process, variances: tuple[float, ...], t: Tensor) -> dict[str, float]:
