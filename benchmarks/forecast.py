@@ -3,10 +3,12 @@
     python benchmarks/forecast.py --data era5-2m-temperature-uk-2019-03.grib --minutes 20 --seeds 3 --figure docs/forecast.png
 
 The recipe `forecast` is trained for so many CPU minutes a seed (the number of steps that fits is measured first), and a regression with the
-same network, conditions, optimizer and minutes on the mean square of the same departures. Scored on the days that training held out, every
---every hours, by ensembles of --members drawn in --calls network calls each: CRPS (fair), mean absolute and root mean square error of the
-ensemble's mean, spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an
-ensemble. For one member the CRPS is the mean absolute error.
+same network, conditions, optimizer and minutes on the mean square of the same departures. A quarter of the minutes goes to a run of its own
+on the training days alone, which holds out the last of them: one over the spread-skill ratio of its ensembles there is how much those of
+the other run are inflated; how they are without that is said beside it. Scored on the days that training held out, every --every hours, by
+ensembles of --members drawn in --calls network calls each: CRPS (fair), mean absolute and root mean square error of the ensemble's mean,
+spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an ensemble. For one
+member the CRPS is the mean absolute error.
 
 Finished seeds are kept in --folder, and runs save at every quarter: a second call goes on. Seeds may be made by processes of their own,
 with --seed-only 0, --seed-only 1 and so on; a call without it then says how all went. The last line is JSON.
@@ -34,10 +36,12 @@ from torch import Tensor, nn
 from ddpm.config import Layer, resolve
 from ddpm.data import open_data
 from ddpm.data.dataset import Dataset
+from ddpm.data.field_files import write
+from ddpm.data.field_opening import open_fields
 from ddpm.data.fields import Record, read_record
 from ddpm.denoiser import Codec, NetworkDenoiser
 from ddpm.denoiser.fields import Fields
-from ddpm.evaluation.forecasting import as_json, ensemble, scores, starts, table, truth
+from ddpm.evaluation.forecasting import as_json, ensemble, inflated, scores, starts, table, truth
 from ddpm.metrics import Scores, spectrum
 from ddpm.random import torch_seed
 from ddpm.sampling import PRESETS, sample
@@ -48,6 +52,8 @@ from ddpm.training.feed import rows_of
 from ddpm.training.machine import choose
 from ddpm.training.recipes import recipe
 
+EARLIER = 0.25  # of the minutes: the run that says how much to inflate
+FEWER = 20  # members of its ensembles
 SAMPLER = {preset.name: preset.value for preset in PRESETS}["dpm++2m"]
 
 
@@ -97,14 +103,21 @@ def regress(config: TrainConfig, data: Dataset, seconds: float, autocast: torch.
     return averaged, step
 
 
-def settings(args: argparse.Namespace, seed: int, steps: int, out: Path) -> TrainConfig:
-    """The recipe, of so many steps."""
+def settings(args: argparse.Namespace, seed: int, steps: int, out: Path, data: str = "") -> TrainConfig:
+    """The recipe, of so many steps, on the fields or those of a part of the time."""
     base = resolve(TrainConfig, [Layer("recipe forecast", recipe("forecast"))], FAMILIES)
     quiet: dict[str, Any] = {"preview": 0, "monitor": False, "track": ("none",), "evaluate_every": steps}
     quiet["checkpoint_every"] = -(-steps // 4)  # four in all, whatever the steps
     warm = replace(base.optimizer, warmup=min(base.optimizer.warmup, max(1, steps // 10)))
     return replace(
-        base, data=replace(base.data, data=args.data), steps=steps, seed=seed, out=str(out), optimizer=warm, threads=args.threads, **quiet
+        base,
+        data=replace(base.data, data=data or args.data),
+        steps=steps,
+        seed=seed,
+        out=str(out),
+        optimizer=warm,
+        threads=args.threads,
+        **quiet,
     )
 
 
@@ -125,12 +138,23 @@ def steps_of(args: argparse.Namespace, data: Dataset) -> int:
         return before["steps"]
 
 
+def before(path: Path, time: str, out: Path) -> Path:
+    """A file of the fields before this time, written where it is not there yet."""
+    if not out.is_file():
+        fields = open_fields(path)
+        along = next(str(name) for name, axis in fields.indexes.items() if str(axis.dtype).startswith("datetime"))
+        early = fields.isel({along: np.flatnonzero(fields[along].values < np.datetime64(time))})
+        write(early.drop_vars([name for name in early.coords if name not in early.dims]), out)
+        fields.close()
+    return out
+
+
 class Setting:
     """What all seeds share: the data, and which forecasts are made."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, path = args, Path(args.data)
-        self.data = open_data(settings(args, 0, 10, Path()).data)
+    def __init__(self, args: argparse.Namespace, path: Path) -> None:
+        self.args, self.path = args, path
+        self.data = open_data(settings(args, 0, 10, Path(), str(path)).data)
         assert self.data.card.fields is not None
         self.about: Fields = self.data.card.fields
         self.record: Record = read_record(path, list(dict.fromkeys(self.about.variables)))
@@ -138,7 +162,7 @@ class Setting:
         last = self.record.seconds[-1] - 3600 * self.about.leads[-1]
         self.rows = every[self.record.seconds[every] <= last]  # whose truth is there at every lead
 
-    def members(self, model: NetworkDenoiser, seed: int, autocast: torch.dtype | None) -> np.ndarray:
+    def members(self, model: NetworkDenoiser, seed: int, autocast: torch.dtype | None, members: int) -> np.ndarray:
         """(S, L, M, C, H, W)."""
 
         def draw(first: int, size: int, cond: dict[str, Tensor]) -> Tensor:
@@ -146,7 +170,7 @@ class Setting:
                 model, size, steps=self.args.calls, sampler=SAMPLER, seed=seed, first=first, cond=cond, batch=size, autocast=autocast
             )
 
-        return ensemble(draw, self.record, self.about, self.rows, self.about.leads, self.args.members, 64)
+        return ensemble(draw, self.record, self.about, self.rows, self.about.leads, members, 64)
 
     def points(self, model: Regression, autocast: torch.dtype | None) -> np.ndarray:
         """(S, L, 1, C, H, W)."""
@@ -159,27 +183,45 @@ class Setting:
         return ensemble(draw, self.record, self.about, self.rows, self.about.leads, 1, 64)
 
 
-def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train both, score; what the figure shows lies in the folder."""
-    args, run = setting.args, folder / f"run-{seed}"
-    config = settings(args, seed, steps, run)
-    clock = folder / f"seconds-{seed}.json"  # beside the run, which counts as its own what lies in it
+def trained(setting: Setting, seed: int, steps: int, run: Path, clock: Path) -> tuple[NetworkDenoiser, torch.dtype | None]:
+    """A run to its end, and in which numbers it calculates; the file keeps the seconds."""
+    config = settings(setting.args, seed, steps, run, str(setting.path))
     with counted(clock):
         finished = train(config, data=setting.data, quiet=True)
     if finished.code:
         sys.exit(finished.code)  # stopped; the same call goes on
     model = finished.denoiser
+    return model, choose("cpu", config.precision, setting.args.threads, sum(p.numel() for p in model.parameters())).autocast
+
+
+def inflation(args: argparse.Namespace, whole: Setting, seed: int, steps: int) -> tuple[float, ...]:
+    """How much to inflate at each lead, by a run of so many steps that sees nothing of the held-out days."""
+    earlier = Setting(args, before(whole.path, whole.about.held, args.folder / "earlier.nc"))
+    model, autocast = trained(earlier, seed, steps, args.folder / f"earlier-{seed}", args.folder / f"earlier-{seed}.seconds.json")
+    drawn = earlier.members(model, seed, autocast, min(FEWER, args.members))
+    found = scores(earlier.record, earlier.about, earlier.rows, earlier.about.leads, drawn)
+    print(f"seed {seed}, by days from {earlier.about.held} on\n{table(found, earlier.about.units[0])}", flush=True)
+    return tuple(1.0 / one["model"].ratio for one in found.values())
+
+
+def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Train both, score; what the figure shows lies in the folder."""
+    args, first = setting.args, round(EARLIER * steps)
+    factors = inflation(args, setting, seed, first)
+    clock = folder / f"seconds-{seed}.json"  # beside the run, which counts as its own what lies in it
+    model, autocast = trained(setting, seed, steps - first, folder / f"run-{seed}", clock)
     count = sum(p.numel() for p in model.parameters())
-    autocast = choose("cpu", config.precision, args.threads, count).autocast
     began = time.process_time()
-    drawn = setting.members(model, seed, autocast)
-    sampling = time.process_time() - began
+    plain = setting.members(model, seed, autocast, args.members)
+    drawn, sampling = inflated(plain, factors), time.process_time() - began
+    config = settings(args, seed, steps, folder)
     regression, made = regress(config, setting.data, SHARE * 60.0 * args.minutes, autocast)
     points = setting.points(regression, autocast)
     about, record, rows = setting.about, setting.record, setting.rows
     found = scores(record, about, rows, about.leads, drawn)
-    for lead, one in scores(record, about, rows, about.leads, points).items():
-        found[lead]["regression"] = one["model"]
+    for name, others in (("not inflated", plain), ("regression", points)):
+        for lead, one in scores(record, about, rows, about.leads, others).items():
+            found[lead][name] = one["model"]
     print(f"seed {seed}\n{table(found, about.units[0])}", flush=True)
     power = {"truth": [], "model": [], "regression": []}
     for k, lead in enumerate(about.leads):
@@ -189,7 +231,8 @@ def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]
     case = len(rows) // 2
     np.savez(folder / f"seed-{seed}.npz", members=drawn[case], point=points[case], row=rows[case])
     said = {
-        "seed": seed, "steps": steps, "regression_steps": made, "cpu_minutes": round(used(clock) / 60, 2),
+        "seed": seed, "steps": steps - first, "steps_before": first, "regression_steps": made, "inflation": factors,
+        "cpu_minutes": round((used(clock) + used(folder / f"earlier-{seed}.seconds.json")) / 60, 2),
         "sampling_minutes": round(sampling / 60, 2),
         "parameters": count, "starts": len(rows), "members": args.members, "scores": as_json(found), "spectrum": power,
     }  # fmt: skip
@@ -237,7 +280,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     begun(args.folder / "asked.json", {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")})
-    setting, seeds = Setting(args), list[dict[str, Any]]()
+    setting, seeds = Setting(args, Path(args.data)), list[dict[str, Any]]()
     for seed in range(args.seeds) if args.seed_only is None else [args.seed_only]:
         place = args.folder / f"seed-{seed}.json"
         if place.is_file():

@@ -69,6 +69,25 @@ def test_a_sample_depends_on_its_number_alone_and_zarr_holds_the_same(home: Path
     assert sorted(path.name for path in (home / "run" / "forecasts").iterdir()) == ["seed-0-2.nc", "seed-0.nc"]
 
 
+def test_an_inflated_ensemble_has_its_mean_and_a_factor_of_its_spread(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, wide = home / "plain.nc", home / "wide.nc"
+    words = ["--start", "held-out", "--every", "24", "--score"]
+    assert forecast(home, *words, "--out", str(plain)) == 0 and "inflated" not in capsys.readouterr().out
+    assert forecast(home, *words, "--out", str(wide), "--inflate", "1,1.5") == 0
+    assert "  inflated by 1, 1.5" in capsys.readouterr().out
+    before, after = (json.loads(path.with_suffix(".scores.json").read_text()) for path in (plain, wide))
+    for lead, factor in (("1", 1.0), ("6", 1.5)):
+        old, new = before[lead]["model"], after[lead]["model"]
+        np.testing.assert_allclose([new["ratio"], new["spread"]], [factor * old["ratio"], factor * old["spread"]], rtol=1e-4)
+        np.testing.assert_allclose([new["rmse"], new["mae"]], [old["rmse"], old["mae"]], rtol=1e-4)
+    with xarray.open_dataset(plain, engine="h5netcdf") as old, xarray.open_dataset(wide, engine="h5netcdf") as new:
+        assert new.attrs["inflation"] == "1, 1.5" and "inflation" not in old.attrs
+        np.testing.assert_allclose(new.t2m.mean("member"), old.t2m.mean("member"), rtol=1e-6)
+        np.testing.assert_allclose(new.t2m[:, 0], old.t2m[:, 0], rtol=1e-6)
+    assert forecast(home, "--inflate", "1,2,3") == 2
+    assert "inflate: got 3 factors for 2 leads (1, 6 h)" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     celsius = dataset(hours=60, units="degC").isel(longitude=slice(1, None))
     written(celsius, home / "celsius.nc")

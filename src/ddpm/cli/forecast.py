@@ -39,6 +39,12 @@ class ForecastConfig:
     every: float = setting(6.0, "of held-out: hours between two starts", above=0.0, group="what")
     leads: tuple[float, ...] | None = setting(None, "hours ahead, of those the model knows; none: all of them", above=0.0, group="what")
     members: int = setting(50, "members of each ensemble", low=1, high=100_000, group="what")
+    inflate: tuple[float, ...] = setting(
+        (1.0,),
+        "how much wider ensembles are made, one factor for all leads or one each: 1 over the ratio of other days",
+        low=0.0,
+        group="what",
+    )
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "file, .nc or .zarr; none: forecasts/ in the run folder", group="output")
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(ForecastConfig, [typed], FAMILIES)
     from ddpm.data.field_files import check_output, forecasts, write
     from ddpm.data.fields import is_fields, read_record
-    from ddpm.evaluation.forecasting import as_json, check_leads, ensemble, fits, scores, starts, table
+    from ddpm.evaluation.forecasting import as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
     from ddpm.training.checkpoints.storage import write_text
 
     path = Path(config.data).expanduser()
@@ -99,6 +105,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     about, device = described(drawing.document, args.run_folder), drawing.machine.device
     record = fits(read_record(path, list(dict.fromkeys(about.variables))), about, path.name)
     rows, leads = starts(record, about, config.start, config.every, path.name), check_leads(about, config.leads)
+    factors = check_inflation(config.inflate, leads)
 
     def draw(first: int, size: int, cond: dict[str, torch.Tensor]) -> torch.Tensor:
         return drawing.draw(first, size, config.seed, {key: value.to(device) for key, value in cond.items()})
@@ -107,9 +114,15 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         drawn = ensemble(
             draw, record, about, rows, leads, config.members, config.how.batch, lambda done, of: shown(done, of, "forecasting")
         )
+    wider = ", ".join(f"{factor:g}" for factor in factors) if set(factors) != {1.0} else ""
+    if wider:
+        drawn = inflated(drawn, factors)
     notes = {"title": "ensemble forecast", "source": f"ddpm forecast {args.run_folder}, {drawing.told(config.seed)}", "data": path.name}
+    notes |= {"inflation": wider} if wider else {}
     written = [write(forecasts(record, about, rows, leads, drawn, {**notes, "model": str(drawing.document["sha256"])}), out)]
     print(f"{len(rows)} starts, {len(leads)} leads, {config.members} members each, by {drawing.told(config.seed)}{drawing.chosen}")
+    if wider:
+        print(f"  inflated by {wider}")
     if config.score:
         found = scores(record, about, rows, leads, drawn)
         print(table(found, ", ".join(dict.fromkeys(unit for unit in about.units if unit))))

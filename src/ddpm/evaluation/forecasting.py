@@ -137,6 +137,27 @@ def ensemble(
     return out.reshape(len(rows), len(leads), members, *shape)
 
 
+def check_inflation(factors: Sequence[float], leads: Sequence[float]) -> tuple[float, ...]:
+    """One factor for each lead, of one for all or as many as leads; ConfigError for another number of them."""
+    if len(factors) not in (1, len(leads)):
+        raise ConfigError(
+            f"inflate: got {len(factors)} factors for {len(leads)} leads ({', '.join(f'{lead:g}' for lead in leads)} h); give one for all "
+            "of them, or one each"
+        )
+    return tuple(factors) * (len(leads) // len(factors))
+
+
+def inflated(drawn: NDArray[np.float32], factors: Sequence[float]) -> NDArray[np.float32]:
+    """Members (S, L, M, C, H, W) moved away from the mean of their ensemble: mean + a_l (x_m - mean), with the factor of their lead.
+
+    What a network does not know, and its members do not tell, makes ensembles too narrow on days it was not trained on; a = 1/ratio, by the
+    spread-skill ratio of other such days, makes them as wide as the errors are. Source: covariance inflation, Anderson, Anderson (1999),
+    Monthly Weather Review 127, 2741.
+    """
+    mean = drawn.mean(axis=2, keepdims=True)
+    return mean + np.asarray(factors, dtype=np.float32)[:, None, None, None, None] * (drawn - mean)
+
+
 def truth(record: Record, rows: Rows, lead: float) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """For which of the starts (S,) the field at this lead is there (S,), and those fields (n, C, H, W)."""
     target = record.row(record.seconds[rows] + round(lead * HOUR))
