@@ -303,6 +303,26 @@ def test_unseen_data_have_their_classes_by_chance_as_samples_do() -> None:
     assert real is not None and real.estimates["kernel"].low < 0.0 < real.estimates["kernel"].high
 
 
+def test_a_perfect_model_of_classes_is_at_distance_zero() -> None:
+    """On average, and by its intervals: conditions are drawn for each sample by itself, as correction and interval expect."""
+    generator = np.random.default_rng(0)
+    classes = np.arange(600) % 6
+    raw = (20.0 * classes[:, None, None, None] + generator.standard_normal((600, 1, 2, 2))).astype(np.float32)
+    data = from_arrays(raw, cond={"class": classes}, classes=tuple("abcdef"), name="six", holdout=0.0)
+    evaluator = Evaluator(data, Raw(data.card))
+    found: list[Estimate] = []
+    for seed in range(60):
+        cond = evaluator.conditions(1200, seed, frozenset({"class"}), torch.device("cpu"))
+        assert cond is not None
+        rows = [np.flatnonzero(classes == i) for i in cond["class"].tolist()]
+        found.append(evaluator.frechet(torch.from_numpy(raw[[generator.choice(some) for some in rows]])))
+    values = torch.tensor([one.value for one in found])
+    assert abs(values.mean()) < 3.0 * values.std() / 60**0.5  # with classes in exact shares: further below zero
+    assert sum(one.low <= 0.0 <= one.high for one in found) >= 45  # at 0 itself an estimate is skewed
+    few, many = (evaluator.conditions(n, 3, frozenset({"class"}), torch.device("cpu")) for n in (7, 100))
+    assert few is not None and many is not None and torch.equal(few["class"], many["class"][:7])
+
+
 def test_channels_of_small_numbers_count_as_much_as_those_of_large_ones() -> None:
     """Kelvin beside pascal: a shift of one by three deviations is seen by the distances of the entries."""
     fields = np.random.default_rng(0).standard_normal((600, 2, 4, 4)).astype(np.float32) * np.array([1.0, 1e4], np.float32)[:, None, None]
