@@ -48,6 +48,8 @@ PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "cont
 PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 8}
 RATES = {Progressive: 2e-3, Consistency: 2e-3, ContinuousConsistency: 1e-3, Matching: 1e-3}  # learning rates
 FEW = 1000  # updates below which consistency goes through 4 stages instead of 7
+FINE = 8  # steps of the teacher that progressive distillation begins with: by DDIM they are as good as its chain
+SHARE = 6  # a student makes a sixth of the teacher's passes, which in batches of half the size is a fifth of the time or less
 COUNTS = (1, 2, 4)  # steps of students
 CALLS = (1, 2, 4, 8, 16, 32)  # of solvers; beyond 16 DDIM alone
 SOLVERS: dict[str, Sampler] = {"ddim": DDIM(), **{one.name: one.value for one in PRESETS if one.name in ("dpm++2m", "unipc", "adams")}}
@@ -80,12 +82,12 @@ class Student(NamedTuple):
 
 
 def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
-    """The runs of a method: one for each number of steps where it needs them, else one for all. Each may cost a fifth of the teacher."""
+    """The runs of a method: one for each number of steps where it needs them, else one for all. Each makes the same share of its passes."""
     method, teacher = METHODS[name], settings(args)
     for counts in [(count,) for count in COUNTS] if isinstance(method, Progressive | Matching) else [COUNTS]:
         steps = counts[0]
-        rounds = int(math.log2((32 if steps > 2 else 16) // steps)) if isinstance(method, Progressive) else 1
-        updates = max(1, teacher.steps * 3 * teacher.batch // (5 * args.student_batch * PASSES[name] * rounds))
+        rounds = int(math.log2(FINE // steps)) if isinstance(method, Progressive) else 1
+        updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * rounds))
         if isinstance(method, Consistency) and updates < FEW:
             method = replace(method, stages=4)
         optimizer = OptimizerSettings(lr=args.lr or RATES[type(method)], warmup=min(20, updates // 5), decay="cosine")
