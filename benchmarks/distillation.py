@@ -9,9 +9,10 @@ DDIM; for matching, which learns no trajectories, the sliced Wasserstein distanc
 
 digits: the teacher is the digits recipe, trained for --teacher-steps. Every student makes a sixth of its network passes (a forward pass
 counts 1, a training pass 3, of a sample), in updates of --student-batch; students drop nothing, and are never asked without a class.
-Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's
---reference steps of its own chain, all with the classes in the very shares of the data; beside it the teacher at as many calls, by the best of four solvers on three grids. Each student is
-trained in a process of its own, --processes side by side; costs are CPU seconds. FOLDER/rows.json keeps every row. The last line is JSON.
+Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's --reference steps of its
+own chain, all with the classes in the very shares of the data; beside it the teacher at as many calls, by the best of four solvers on three
+grids. Each student is trained in a process of its own, --processes side by side; costs are CPU seconds. FOLDER/rows.json keeps every row.
+The last line is JSON.
 """
 
 from __future__ import annotations
