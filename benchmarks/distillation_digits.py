@@ -46,8 +46,8 @@ METHODS: dict[str, Distillation] = {
 }
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 9, "continuous, from data": 8, "matching": 7}
 PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 8}
-RATES = {Progressive: 2e-3, Consistency: 2e-3, ContinuousConsistency: 1e-3, Matching: 1e-3}  # learning rates
-FEW = 1000  # updates below which consistency goes through 4 stages instead of 7
+RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 1e-4}  # learning rates; higher ones are far worse
+FEW = 2000  # updates below which consistency goes through 4 stages instead of 7
 FINE = 8  # steps of the teacher that progressive distillation begins with: by DDIM they are as good as its chain
 SHARE = 6  # a student makes a sixth of the teacher's passes, which in batches of half the size is a fifth of the time or less
 COUNTS = (1, 2, 4)  # steps of students
