@@ -108,11 +108,30 @@ def test_windows_hold_the_departure_and_what_was_known(tmp_path: Path, days: int
         scale = about.scale(float(lead))[0]
         np.testing.assert_allclose(samples[i], (x[start + lead] - x[start] - usual) / scale, rtol=1e-4, atol=1e-4)
         newest = cond["image"][i, 1]
+        np.testing.assert_allclose(cond["image"][i, 0], (x[start - 1, 0] - about.mean[0]) / about.std[0], rtol=1e-4, atol=1e-4)
+        if days:
+            same = np.mean([x[start - 24 * j] for j in range(1, days + 1)], axis=0)
+            of_yesterday = x[start - 24 + lead] - x[start - 24]
+            wanted = [(x[start] - same) / about.std[0], usual / scale, (of_yesterday - usual) / scale]
+            np.testing.assert_allclose(cond["image"][i, 2:5], np.concatenate(wanted), rtol=1e-3, atol=1e-4)
+        then = np.pi * ((start + lead) % 24) / 12
+        assert cond["vector"][i, 5:7] == pytest.approx([np.sin(then), np.cos(then)], abs=1e-5)
         np.testing.assert_allclose(newest, (x[start, 0] - about.mean[0]) / about.std[0], rtol=1e-4, atol=1e-4)
         assert cond["vector"][i, :3] == pytest.approx([float(lead == 1), float(lead == 6), lead / 6], abs=1e-6)
         assert cond["vector"][i, 3:5] == pytest.approx([np.sin(np.pi * (start % 24) / 12), np.cos(np.pi * (start % 24) / 12)], abs=1e-5)
     rms = np.sqrt(np.mean([np.mean(data.samples[row] ** 2) for row in data.train_rows]))
     assert rms == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_grid_with_longitudes_first_is_the_same_data(tmp_path: Path) -> None:
+    """Read with latitudes as rows, so that areas, circles and maps are those of the upright grid; also with levels."""
+    made = dataset(hours=48)
+    upright = read_record(written(made, tmp_path / "up.nc"))
+    turned = read_record(written(made.transpose("longitude", "time", "latitude").transpose("time", ...), tmp_path / "turned.nc"))
+    assert turned.about == upright.about and turned.about.rows.name == "latitude"
+    np.testing.assert_array_equal(turned.values, upright.values)
+    high = made.expand_dims(level=[1000.0, 850.0]).transpose("time", "level", "longitude", "latitude")
+    assert read_record(written(high, tmp_path / "high.nc")).values.shape == (48, 2, 5, 6)
 
 
 def test_no_field_is_in_a_training_and_a_held_out_window(tmp_path: Path) -> None:

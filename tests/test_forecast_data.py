@@ -14,6 +14,8 @@ xarray = pytest.importorskip("xarray")
 pytest.importorskip("h5netcdf")
 pytest.importorskip("h5py")
 
+import torch  # noqa: E402
+
 from ddpm.data import DataSettings, open_data  # noqa: E402
 from ddpm.data.fields import HOUR, read_record  # noqa: E402
 from ddpm.data.forecast import Context  # noqa: E402
@@ -137,6 +139,53 @@ def test_all_systems_are_scored_on_the_same_entries(tmp_path: Path) -> None:
     assert found["model"].crps == 0.0
     assert found["climatology"].members == 4  # at 10 o'clock
     assert forecasting.climatology(record, about, 6.0).shape[0] == 3  # the day that lacks an entry the others have is left out
+
+
+def test_each_member_is_drawn_for_its_own_start_and_lead(tmp_path: Path) -> None:
+    """What `ensemble` tells a model is what training told it of the same window, and what it makes of the answer the field itself."""
+    data = opened(dataset(hours=168), tmp_path / "x.nc", past=2, leads=(1.0, 12.0), days=2)
+    about, windows, record = data.card.fields, data.samples.windows, data.samples.given.record
+    assert about.scales[1] > 1.2 * about.scales[0]
+    rows = np.unique(windows.start)[[3, 40]]
+    places = [[int(np.flatnonzero((windows.start == row) & (windows.lead == lead))[0]) for lead in (0, 1)] for row in rows]
+    told: list[int] = []
+
+    def draw(first: int, size: int, cond: dict[str, Any]) -> Any:
+        cases = [places[(first + k) // 6][(first + k) % 6 // 3] for k in range(size)]
+        samples, wanted = data.batch(np.array(cases))
+        for key in ("image", "vector"):
+            np.testing.assert_allclose(cond[key], wanted[key], rtol=1e-5, atol=1e-5)
+        told.extend(cases)
+        return torch.from_numpy(samples)
+
+    found = forecasting.ensemble(draw, record, about, rows, (1.0, 12.0), 3, batch=4)
+    assert len(told) == 12
+    for s, row in enumerate(rows):
+        for k, lead in enumerate((1, 12)):
+            np.testing.assert_allclose(found[s, k], record.values[[row + lead] * 3], atol=1e-3)
+
+
+def test_scores_are_of_the_area_of_the_right_case_and_the_rank_of_the_truth(tmp_path: Path) -> None:
+    """An error in the northernmost row counts by its cosine; a truth that is missing takes its own members with it; truths above all
+    members have the last rank.
+    """
+    record = read_record(written(dataset(hours=144), tmp_path / "x.nc"))
+    about = replace(record.about, trained=("2019-03-01T00:00:00", "2019-03-04T23:00:00"))
+    rows = np.array([100, 102, 104])
+    members = record.values[rows + 6][:, None, None].repeat(2, axis=2)
+    members[..., 0, :] -= 1.0
+    cosines = np.cos(np.deg2rad(np.linspace(60.0, 50.0, 5)))
+    found = forecasting.scores(record, about, rows, (6.0,), members)["6"]["model"]
+    assert found.mae == pytest.approx(cosines[0] / cosines.sum(), rel=1e-4)
+    assert found.ranks[2] - found.ranks[0] == pytest.approx(cosines[0] / cosines.sum(), rel=1e-4)
+    some = np.delete(np.arange(144), 108)
+    holed_record = replace(record, **{name: getattr(record, name)[some] for name in ("values", "times", "seconds", "clock", "day")})
+    members[1] += 50.0
+    without = forecasting.scores(holed_record, about, rows, (6.0,), members)["6"]["model"]
+    assert without.mae == pytest.approx(found.mae, rel=1e-4)
+    moved = replace(record.about, rows=replace(record.about.rows, values=tuple(value + 1.0 for value in record.about.rows.values)))
+    with pytest.raises(DataError, match="latitude: model: 5 from 61 to 51, file: 5 from 60 to 50"):
+        forecasting.fits(record, moved, "x.nc")
 
 
 def test_another_calendar_and_another_step_do_not_fit(tmp_path: Path) -> None:

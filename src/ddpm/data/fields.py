@@ -134,8 +134,8 @@ def boundary(record: Record, share: float, name: str) -> int:
 def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
     """All fields of a file, in memory. variables: those wanted, by name; None: all that lie on one grid over time.
 
-    The last two axes are rows and columns, one axis is time, and a vertical axis makes a channel of each level. Fields that are missing as
-    a whole are left out, as if the file had a gap there.
+    The last two axes are rows and columns (longitude and latitude: the other way round), one axis is time, and a vertical axis makes a
+    channel of each level. Fields that are missing as a whole are left out, as if the file had a gap there.
 
     Raises:
         MissingLibraryError: a library of the extra `fields` is not installed.
@@ -144,6 +144,7 @@ def read_record(path: Path, variables: Sequence[str] | None = None) -> Record:
     dataset = open_fields(path)
     try:
         chosen, time = _chosen(dataset, variables, path)
+        dataset = _upright(dataset, chosen)
         arrays = [_channels(dataset[name], time, path) for name in chosen]
         values = np.concatenate([one.astype(np.float32) for one, _ in arrays], axis=1)
         levels = [level for _, said in arrays for level in said]
@@ -193,6 +194,14 @@ def _chosen(dataset: Any, variables: Sequence[str] | None, path: Path) -> tuple[
         said = "; ".join(f"{name} on {' x '.join(map(str, dims))}" for dims, name in grids.items())
         raise DataError(f"{path}: variables on several grids ({said}); choose those of one with --variables")
     return fit, time
+
+
+def _upright(dataset: Any, chosen: Sequence[str]) -> Any:
+    """The dataset with latitudes as rows and longitudes as columns, where its last two axes are these the other way round."""
+    *_, rows, columns = dataset[chosen[0]].dims
+    if not (_axis(dataset, rows).longitude and _axis(dataset, columns).latitude):
+        return dataset
+    return dataset.assign({name: dataset[name].transpose(..., columns, rows) for name in chosen})
 
 
 def _is_time(coordinate: Any) -> bool:

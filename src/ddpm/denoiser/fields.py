@@ -16,6 +16,21 @@ class Axis:
     long_name: str = ""
     positive: str = ""  # "up" or "down", of a vertical axis
 
+    @property
+    def latitude(self) -> bool:
+        """Whether it is one, by its units, standard name or name (CF conventions, section 4.1)."""
+        return self._is("north", ("latitude", "grid_latitude"), ("lat", "latitude", "rlat"))
+
+    @property
+    def longitude(self) -> bool:
+        """Whether it is one, likewise."""
+        return self._is("east", ("longitude", "grid_longitude"), ("lon", "longitude", "rlon"))
+
+    def _is(self, way: str, standard: tuple[str, ...], names: tuple[str, ...]) -> bool:
+        said = self.units.lower().replace("s_", "_")
+        unit = said in (f"degree_{way}", f"degree_{way[0]}", f"degree{way[0]}", f"degrees{way[0]}")
+        return unit or self.standard_name in standard or self.name.lower() in names
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:

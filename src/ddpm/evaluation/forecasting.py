@@ -177,17 +177,15 @@ def climatology(record: Record, about: Fields, hour: float) -> NDArray[np.float3
 
 def area(about: Fields) -> Tensor:
     """Weights of the rows (H, 1): cosines of latitudes; ones where the rows are none."""
-    axis = about.rows
-    north = axis.units.lower().replace("s_", "_") in ("degree_north", "degree_n") or axis.units.lower() in ("degreen", "degreesn")
-    latitudes = north or axis.standard_name in ("latitude", "grid_latitude") or axis.name.lower() in ("lat", "latitude", "rlat")
-    values = torch.tensor(axis.values, dtype=torch.float64)
-    return latitude_weights(values) if latitudes and bool((values.abs() <= 90.0).all()) else torch.ones(len(values), 1, dtype=torch.float64)
+    values = torch.tensor(about.rows.values, dtype=torch.float64)
+    latitudes = about.rows.latitude and bool((values.abs() <= 90.0).all())
+    return latitude_weights(values) if latitudes else torch.ones(len(values), 1, dtype=torch.float64)
 
 
 def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], drawn: NDArray[np.float32]) -> dict[str, dict[str, Scores]]:
     """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (the training fields at that
-    hour of the day, as an ensemble), all of the starts whose truth is there, on the entries that all of these and the truth have; averages
-    over the area. Of several variables each is scored by itself, in its own units: "model t2m".
+    hour of the day, as an ensemble; the newest, as many for every hour), all of the starts whose truth is there, on the entries that all of
+    these and the truth have; averages over the area. Of several variables each is scored by itself, in its own units: "model t2m".
 
     drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
     """
@@ -205,7 +203,7 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
         usual = {hour: climatology(record, about, hour) for hour in np.unique(hours)}
         least = min((len(some) for some in usual.values()), default=0)
         if least > 1:
-            systems["climatology"] = lambda case, hours=hours, usual=usual, least=least: usual[hours[case]][:least]
+            systems["climatology"] = lambda case, hours=hours, usual=usual, least=least: usual[hours[case]][-least:]
         out[f"{lead:g}"] = _scored(systems, real, about)
     if not out:
         raise DataError("score: the file has no field at any of the times that were forecast")

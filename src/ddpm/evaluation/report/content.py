@@ -73,8 +73,8 @@ class Evaluator:
     def conditions(self, n: int, seed: int, keys: frozenset[str], device: torch.device) -> Cond:
         """Conditions of n samples: those of training rows, drawn for each sample by itself from the seed; None for none.
 
-        Corrections and intervals are those of samples that do not depend on each other. With the classes dealt in the very shares of the data
-        the correction, made of groups whose shares differ, is too large, and distances of good models come out below zero.
+        Corrections and intervals are those of samples that do not depend on each other. With the classes dealt in the very shares of the
+        data the correction, made of groups whose shares differ, is too large, and distances of good models come out below zero.
         """
         rows = self.dataset.train_rows
         return asked_for(self.dataset, rows[generator(seed, "order").integers(len(rows), size=n)], keys, device)
