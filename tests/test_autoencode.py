@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddpm.cli import main
-from ddpm.data import from_arrays
+from ddpm.data import DataSettings, from_arrays
 from ddpm.data.dataset import Dataset
 from ddpm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from ddpm.networks import AutoencoderConfig
@@ -48,6 +48,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     saved = checkpoint.newest(folder)
     assert saved is not None
     return {f"{group}/{name}": tensor for group in saved.tensor_names for name, tensor in saved.tensors(group).items()}
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0])
+def test_the_loss_has_the_weight_asked_for(weight: float, tmp_path: Path) -> None:
+    fit = module._Fit(asked(tmp_path / "a", kl=weight), smooth(), Machine(torch.device("cpu"), "fp32", "a test"))
+    assert fit.loss.weight == weight
 
 
 @pytest.mark.parametrize(("codes", "critic"), [(0, 0.0), (5, 0.0), (0, 0.5)], ids=["continuous", "codebook", "critic"])
@@ -127,6 +133,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for config, given, error, words in (
         (asked(tmp_path / "b", network=replace(SMALL, mults=(1, 1, 1, 1, 1))), data, ConfigError, "divisible by 16"),
         (asked(tmp_path / "a", kl=0.5), data, ConfigError, "kl: 0.01 -> 0.5"),
+        (asked(tmp_path / "a", data=DataSettings(holdout=0.3)), smooth(), ConfigError, "data.holdout: 0.1 -> 0.3"),
         (asked(tmp_path / "a"), smooth(41), DataError, "not the data"),
         (asked(tmp_path / "b"), pictures(3, 8, 8, count=5), (ConfigError, DataError), "batch"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 import ddpm
+from ddpm import sampling
 from ddpm.cli import main
 from ddpm.cli.distill import calls, ways
 from ddpm.data import Dataset
-from ddpm.denoiser import Index
+from ddpm.denoiser import X0, Index, PosteriorMean
 from ddpm.distillation import (
     METHODS,
     Consistency,
@@ -27,9 +29,10 @@ from ddpm.distillation import (
     student_folder,
 )
 from ddpm.errors import ConfigError, DataError
+from ddpm.evaluation.extractors import Raw
 from ddpm.guidance import Told
 from ddpm.objective import Hybrid
-from ddpm.process import Straight
+from ddpm.process import Cosine, Straight
 from ddpm.sampling import DDIM, Ancestral
 from ddpm.sampling import Consistency as ConsistencySampler
 from ddpm.training import Finished, Trainer
@@ -171,7 +174,66 @@ def test_what_cannot_be_distilled_is_refused(teacher: Path, data: Dataset, tmp_p
         quiet(tmp_path / "straight", asked(ContinuousConsistency(), tmp_path / "no2"), plain)
     with pytest.raises(ConfigError, match="this chain has 1000"):
         quiet(teacher, asked(Progressive(), tmp_path / "no3", steps=512, rounds=1), data)
-    assert not (tmp_path / "no").exists() and not (tmp_path / "no3").exists()
+    assert not any((tmp_path / name).exists() for name in ("no", "no2", "no3"))
+    with pytest.raises(ConfigError, match="float32 does not resolve"):
+        Consistency(stages=10, first=9)
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        DistillConfig(method=Matching(steps=3), steps=2)
+
+
+@pytest.mark.parametrize(("how", "method", "said"), [
+    ({"parameterization": X0()}, Consistency(), "wants a prediction of x0"),
+    ({"parameterization": PosteriorMean()}, Matching(), "wants a prediction of x0"),
+    ({"schedule": Cosine(T=50)}, Consistency(), "has only 50; use progressive"),
+    ({"cond_dropout": 0.0}, Guidance(), "cond_dropout 0"),
+    ({"cond_dropout": 0.0}, Progressive(guidance=2.0), "cond_dropout 0"),
+    ({}, Consistency(teacher="x"), "filled in from the teacher"),
+    ({}, Progressive(fine=(1.0, 0.5)), "filled in from the teacher"),
+])  # fmt: skip
+def test_teachers_that_do_not_suit_a_method_are_refused(
+    how: dict[str, Any], method: Distillation, said: str, data: Dataset, tmp_path: Path
+) -> None:
+    quietly(settings(tmp_path / "t", steps=1, **how), data=data)
+    with pytest.raises(ConfigError, match=said):
+        quiet(tmp_path / "t", asked(method, tmp_path / "no"), data)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("method", [Consistency(), ContinuousConsistency(), Matching(), Progressive(), Guidance()])
+def test_a_student_begins_as_its_teacher(method: Distillation, teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    still = OptimizerSettings(lr=1e-12, warmup=0)
+    student = quiet(teacher, asked(method, tmp_path / "s", updates=1, optimizer=still), data).denoiser
+    wanted = dict(ddpm.load(teacher).named_parameters())
+    found = {name: value for name, value in student.named_parameters() if name in wanted}
+    assert len(found) == len(wanted)
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-6, rtol=0.0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_student_and_teacher_are_each_drawn_and_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is of the model, the steps and the solver it names, and counts their calls."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--network.channels", "8", "--network.mults", "1,2", "--network.blocks", "1"]
+    assert main(["train", "--steps", "2", "--out", "t", "--preview", "0", "--track", "none", *small]) == 0
+    drawn: list[tuple[str, Any]] = []
+    plain = sampling.sample
+
+    def watched(one: Any, n: int, **how: Any) -> torch.Tensor:
+        drawn.append((one.meaning, how["steps"]))
+        return plain(one, n, **how)
+
+    monkeypatch.setattr(sampling, "sample", watched)
+    monkeypatch.setattr("ddpm.evaluation.extractors.Learned.of", lambda data, **how: Raw(data.card))
+    words = ["--method", "progressive", "--steps", "2", "--rounds", "1", "--updates", "2", "--preview", "0", "--score", "40"]
+    assert main(["distill", "t", *words]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("student", "teacher", "real"))]
+    assert [line.split("  ")[0] for line in lines] == [
+        "student, 2", "teacher, DDIM, 2", "teacher, dpm++2m, 2", "teacher, DDIM, 50", "real data, unseen"
+    ]  # fmt: skip
+    assert [int(re.findall(r"  (\d+)  ", line)[0]) for line in lines[:-1]] == [2, 2, 2, 50]
+    assert drawn == [("step", 2), ("mean", 2), ("mean", 2), ("mean", None)]
 
 
 def test_guidance_can_be_distilled_into_a_student_of_few_steps(teacher: Path, data: Dataset, tmp_path: Path) -> None:
@@ -210,7 +272,13 @@ def test_only_scales_that_were_learned_are_scored(teacher: Path, data: Dataset, 
     """And the teacher's two calls a step are counted as two."""
     student = quiet(teacher, asked(Guidance(most=2.0), tmp_path / "guided", updates=2), data).denoiser
     found = {name: calls(one, sampler, steps, grid) for name, one, steps, sampler, grid in ways(ddpm.load(teacher), student, 4)}
-    assert found == {"student, guidance 1": 50, "teacher, guidance 1": 50, "student, guidance 2": 50, "teacher, guidance 2": 100}
+    assert found == {
+        "student, guidance 1": 50,
+        "teacher, guidance 1": 50,
+        "student, guidance 2": 50,
+        "student, guidance 2, 100": 100,
+        "teacher, guidance 2": 100,
+    }
 
 
 def test_the_folder_is_named_by_what_was_asked() -> None:

@@ -75,7 +75,9 @@ def asked(home: Path, out: str, **changes: object) -> TrainConfig:
 
 
 def test_what_is_cached_is_what_is_encoded(home: Path, tmp_path: Path) -> None:
-    """To the last bit, of samples and of their mirror images, whatever else is in the batch; and it is encoded once."""
+    """To the last bit, of samples and of their mirror images, in batches as they were encoded in, and to rounding in others; and it is
+    encoded once.
+    """
     through, plain = opened(home), data(home, flip=True)
     said: list[str] = []
     latent = in_latents(plain, through, said.append, cache=tmp_path)
@@ -89,6 +91,9 @@ def test_what_is_cached_is_what_is_encoded(home: Path, tmp_path: Path) -> None:
         mean, std = encode(through, raw)
         noise = normals(0, rows.tolist(), store.shape[1:], "evaluate").numpy()
         assert np.array_equal(latent.batch(rows)[0], mean + std * noise)  # what measurements see: always the same draw of a row
+    alone = [encode(through, plain.batch(np.array([row]))[0]) for row in range(5)]
+    for kind, kept in enumerate(store.kinds[0]):
+        np.testing.assert_allclose(np.concatenate([one[kind] for one in alone]), kept[:5], rtol=1e-4, atol=1e-5)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     again = in_latents(data(home, flip=True), through, cache=tmp_path)
     assert again.card == latent.card and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}

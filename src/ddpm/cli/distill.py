@@ -28,7 +28,7 @@ HELP = """Distil a trained model into a student that draws in a few steps, or on
   ddpm distill runs/digits --method guidance                     guidance in one call; ddpm sample STUDENT --guidance 2
   ddpm sample runs/digits-progressive4                           knows its own sampler and steps
 
-The same command again resumes. At the end student and teacher are scored at equal numbers of network calls.
+The same command again resumes. At the end student and teacher are scored, at equal numbers of network calls where both can.
 """
 BEST = "dpm++2m"  # the solver of the teacher that students are put beside, with DDIM
 
@@ -65,14 +65,19 @@ def ways(teacher: Denoiser, student: Denoiser, steps: int) -> Iterator[tuple[str
     solver = next(preset.value for preset in PRESETS if preset.name == BEST)
     if student.meaning == "mean":
         assert isinstance(student, NetworkDenoiser) and student.student is not None
+        usual = usual_steps(student)
         for scale in (scale for scale in (1.0, 2.0, 3.0) if scale <= student.student.guidance):
             yield f"student, guidance {scale:g}", Told(student, scale), None, None, None
+            if scale != 1.0:  # a guided step of the teacher is two calls
+                yield f"student, guidance {scale:g}, {2 * usual}", Told(student, scale), 2 * usual, None, None
             yield f"teacher, guidance {scale:g}", ClassifierFree(teacher, scale), None, None, None
         return
     several = (steps,) if student.times else tuple(dict.fromkeys((1, 2, steps)))
     for count in several:
         yield f"student, {count}", student, count, None, None
         yield f"teacher, DDIM, {count}", teacher, count, DDIM(), None
+        if isinstance(teacher, ClassifierFree) and count > 1 and count // 2 not in several:  # a step of it is two calls
+            yield f"teacher, DDIM, {count // 2}", teacher, count // 2, DDIM(), None
         if count > 1:
             yield f"teacher, {BEST}, {count}", teacher, count, solver, None
     yield f"teacher, DDIM, {usual_steps(teacher)}", teacher, None, DDIM(), None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, V
-from ddpm.distillation.methods import ContinuousConsistency
+from ddpm.distillation.methods import ContinuousConsistency, off_circle
 from ddpm.distillation.teacher import Teacher, masks
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import reference
@@ -69,13 +69,9 @@ class ContinuousLoss(Loss):
 
 def check_circle(denoiser: Denoiser) -> None:
     """ConfigError unless v is predicted and alpha^2 + sigma^2 = 1."""
-    ends = denoiser.process.at(torch.linspace(0.0, 1.0, 9, dtype=torch.float64))
-    even = bool((ends.alpha.square() + ends.sigma.square() - 1.0).abs().max() < 1e-9)
-    if not even or denoiser.parameterization != V():
-        raise ConfigError(
-            f"method ContinuousConsistency: this model predicts {type(denoiser.parameterization).__name__} on "
-            f"{type(denoiser.process.schedule).__name__}; it takes V on a schedule with alpha^2 + sigma^2 = 1; use Consistency"
-        )
+    predicted = denoiser.parameterization
+    if why := off_circle(denoiser.process, "V" if predicted == V() else repr(predicted)):
+        raise ConfigError(why)
 
 
 def network_output(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ddpm.objective.losses import Loss
     from ddpm.process import Process
 
+MOST = 16  # stages of consistency, the gap of the last being 2^-MOST
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(LossSettings):
@@ -41,6 +43,19 @@ def guided_once(method: Distillation) -> list[str]:
         return []
     why = "learns every scale itself" if isinstance(method, Guidance) else "never asks the teacher"
     return [f"guidance: got {method.guidance:g}, but {type(method).__name__} {why}; leave it at 1"]
+
+
+def off_circle(process: Process, predicted: str) -> str:
+    """What is wrong with a model for `ContinuousConsistency`: "" where it predicts V and alpha^2 + sigma^2 = 1."""
+    import torch
+
+    ends = process.at(torch.linspace(0.0, 1.0, 9, dtype=torch.float64))
+    if predicted == "V" and bool((ends.alpha.square() + ends.sigma.square() - 1.0).abs().max() < 1e-9):
+        return ""
+    return (
+        f"method ContinuousConsistency: this model predicts {predicted} on {type(process.schedule).__name__}; it takes V on a schedule "
+        "with alpha^2 + sigma^2 = 1; use Consistency"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +125,8 @@ class Consistency(Distillation):
     """
 
     source: Literal["teacher", "data"] = setting("teacher", "where the nearby point of the trajectory comes from")
-    stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=30)
-    first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=30)
+    stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=MOST + 1)
+    first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=MOST)
     huber: float = setting(
         0.00054,
         "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; 1: nearly the squared error, which samples of few numbers want with source = data",
@@ -120,7 +135,9 @@ class Consistency(Distillation):
     times: Times = setting(UniformTimes(), "which noise levels are drawn")
 
     def __post_init__(self) -> None:
-        check(self, guided_once(self))
+        last = self.first + self.stages - 1
+        fine = [f"stages: the last gap is 2^-{last}, which float32 does not resolve; first + stages - 1 is at most {MOST}"] * (last > MOST)
+        check(self, [*guided_once(self), *fine])
 
     def student(self, process: Process) -> Student:
         """A map from every instant."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, from_dict, setting
 from ddpm.denoiser import Index
-from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive
+from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive, off_circle
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LOSSES, LossSettings
 from ddpm.process import Process, Schedule, default_grid
@@ -69,7 +69,10 @@ class DistillConfig:
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:
-        check(self)
+        steps, problems = getattr(self.method, "steps", 1), list[str]()
+        if self.steps is not None and steps not in (1, self.steps):
+            problems.append(f"steps: got {self.steps}, and method.steps {steps}; leave one of them out")
+        check(self, problems)
 
     @property
     def count(self) -> int | None:
@@ -182,6 +185,8 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
         problems.append(
             f"method: {name} wants a prediction of x0 that is x where there is no noise, which {kind} does not give; use progressive"
         )
+    if isinstance(method, ContinuousConsistency) and (why := off_circle(Process(_schedule(saved)), kind)):
+        problems.append(why)
     if "own" in document["network"]:
         problems.append(f"teacher: {teacher} has a network of your own; distilling such runs is not supported")
     if problems:

@@ -157,6 +157,8 @@ def _same(saved: Checkpoint, config: AutoencodeConfig, card: Card) -> None:
     """ConfigError or DataError where a checkpoint is of other settings or other data than are asked for now."""
     then, now = {**to_dict(AutoencodeConfig()), **saved.document("state")["config"]}, to_dict(config)  # settings may be younger
     differ = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key] and key not in MAY_CHANGE | {"data"}]
+    parts = [(key, then["data"].get(key), now["data"][key]) for key in ("holdout", "flip")]  # neither is in the fingerprint
+    differ += [f"data.{key}: {old} -> {new}" for key, old, new in parts if old != new]
     if differ:
         raise ConfigError("\n".join([f"{saved.path.parent} was begun with other settings (saved -> now); use another --out:", *differ]))
     if saved.document("state")["fingerprint"] != card.fingerprint:
@@ -217,7 +219,7 @@ def _loop(fit: _Fit, folder: Path, log: Logbook, stop: Stop) -> None:
             mean = torch.stack(window).mean().item()
             if not np.isfinite(mean):
                 raise NonFiniteError(
-                    f"loss not finite between steps {fit.step + 1 - len(window)} and {fit.step}; the last checkpoint is intact; try a "
+                    f"loss not finite between steps {fit.step + 1 - len(window)} and {fit.step}; nothing of them is saved; try a "
                     "smaller --lr in another --out"
                 )
             log.write(fit.step, {"loss": mean, "lr": config.optimizer.lr_at(fit.step - 1, config.steps)})

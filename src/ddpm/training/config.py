@@ -231,7 +231,7 @@ class TrainConfig:
 class ClassifierConfig:
     """What the noisy classifier of a run is asked for; what is left out is the run's own, or has a default."""
 
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
     steps: int = setting(1000, "optimizer steps", low=1, high=1_000_000_000, group="run")
     batch: int = setting(128, "samples a step", low=1, high=1_000_000, group="run")
     seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
@@ -259,7 +259,7 @@ class ClassifierConfig:
 class AutoencodeConfig:
     """What an autoencoder is asked for."""
 
-    data: DataSettings = setting(DataSettings(), "", flat=True, group="data", inherits="the run")
+    data: DataSettings = setting(DataSettings(), "", flat=True, group="data")
     steps: int = setting(2000, "optimizer steps", low=1, high=1_000_000_000, group="run")
     batch: int = setting(32, "samples a step", low=1, high=1_000_000, group="run")
     seed: int = setting(0, "all randomness follows from it", low=0, high=2**63 - 1, group="run")
@@ -268,7 +268,7 @@ class AutoencodeConfig:
     log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, group="run")
     network: AutoencoderConfig = setting(AutoencoderConfig(), "", group="model")
     kl: float = setting(
-        0.01, "weight of what the latents carry, in nats; 1: the evidence bound; not read with a codebook", low=0.0, group="model"
+        0.01, "weight of what the latents carry, in nats; 1: the evidence bound; none with a codebook", low=0.0, group="model"
     )
     perceptual: float = setting(0.0, "weight of the distance of copies from originals in the features of a critic", low=0.0, group="critic")
     adversarial: float = setting(
@@ -282,10 +282,11 @@ class AutoencodeConfig:
     threads: int | None = setting(None, "CPU threads; none: all cores, at most two for a small network", low=1, high=4096, group="machine")
 
     def __post_init__(self) -> None:
-        check(
-            self,
-            ["kl: is of continuous latents; with network.codes leave it out"] if self.network.codes and self.kl != type(self).kl else [],
-        )
+        coded = bool(self.network.codes) and self.kl != type(self).kl
+        problems = ["kl: is of continuous latents; with network.codes leave it out"] if coded else []
+        if self.critic_from != type(self).critic_from and not (self.perceptual or self.adversarial):
+            problems.append("critic_from: there is no critic without perceptual or adversarial")
+        check(self, problems)
 
     def problems(self) -> list[str]:
         """What the nested settings have to say; found before torch is imported."""
