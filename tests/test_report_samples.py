@@ -222,3 +222,11 @@ def test_other_variables_are_not_scored(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"other variables than the data \(t, u"):
         evaluate_samples(tmp_path / "u.nc", asked)
     assert evaluate_samples(tmp_path / "t.nc", asked).report["n"] == 300
+    for name, unit in (("t", "K"), ("celsius", "degC")):
+        with xarray.open_dataset(tmp_path / "t.nc", engine="h5netcdf") as plain:
+            told = plain.load()
+        told["t"].attrs["units"] = unit
+        told.to_netcdf(tmp_path / f"{name}-told.nc", engine="h5netcdf")
+    asked = EvaluateConfig(data=DataSettings(data=str(tmp_path / "t-told.nc")), extractor="raw")
+    with pytest.raises(DataError, match="t is in degC, the data's in K; convert first"):
+        evaluate_samples(tmp_path / "celsius-told.nc", asked)

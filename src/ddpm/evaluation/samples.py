@@ -102,6 +102,11 @@ def check_alike(samples: Dataset, data: Dataset) -> None:
         )
     if mine.fields and card.fields and (apart := {*mine.fields.variables} ^ {*card.fields.variables}):
         raise DataError(f"{mine.name}: has other variables than the data ({', '.join(sorted(apart))} in one of the two only)")
+    if mine.fields and card.fields:
+        theirs = dict(zip(card.fields.names, card.fields.units, strict=True))
+        for name, unit in zip(mine.fields.names, mine.fields.units, strict=True):
+            if unit and theirs.get(name, unit) not in ("", unit):
+                raise DataError(f"{mine.name}: {name} is in {unit}, the data's in {theirs[name]}; convert first")
     low, high = min(mine.low), max(mine.high)
     if (bins := card.bins) is None:
         if mine.bins is not None:
