@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from members import samplers
 from torch import Tensor
@@ -55,6 +56,7 @@ def graphs_of(sampler: Sampler) -> tuple[int, float]:
     return len(graphs), float(((one - other) / (1.0 + other.abs())).abs().max())
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_rows() -> None:
     """In a process of its own: the checks of annotations that tests run under would break every graph."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
