@@ -146,3 +146,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module._Fit, "advance", lambda fit: (setattr(fit, "step", fit.step + 1), torch.tensor(torch.nan))[1])
     with pytest.raises(NonFiniteError, match="not finite between steps 1 and 2"):
         train_autoencoder(asked(tmp_path / "c"), data=data, quiet=True)
+
+
+def test_help_says_where_data_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    """An autoencoder has no run whose data it takes; a classifier has."""
+    for command, of_run in (("autoencode", False), ("classifier", True)):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert ("that of the run" in " ".join(capsys.readouterr().out.split())) == of_run, command

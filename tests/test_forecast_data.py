@@ -128,6 +128,18 @@ def test_climatology_is_of_the_hour_that_is_forecast(tmp_path: Path) -> None:
     assert found["climatology"].members == 4 and found["climatology"].mae < 0.02 and found["persistence"].mae > 4.0
 
 
+def test_climatology_is_of_the_newest_days_as_many_for_every_hour(tmp_path: Path) -> None:
+    """Fields that say which day it is: four days have 5 o'clock, three have 20 o'clock."""
+    made = dataset(hours=144)
+    day = np.broadcast_to(made.time.dt.day.values.astype(np.float32)[:, None, None], made.t2m.shape)
+    record = read_record(written(made.assign(t2m=made.t2m.copy(data=day)), tmp_path / "x.nc"))
+    about = replace(record.about, trained=("2019-03-01T00:00:00", "2019-03-04T12:00:00"))
+    rows = np.array([96, 111])  # truths on day 5
+    found = forecasting.scores(record, about, rows, (5.0,), np.zeros((2, 1, 2, 1, 5, 6), np.float32))["5"]["climatology"]
+    assert found.members == 3
+    assert found.mae == pytest.approx((2.0 + 3.0) / 2)  # of days 2 to 4, and of 1 to 3
+
+
 def test_all_systems_are_scored_on_the_same_entries(tmp_path: Path) -> None:
     """Persistence lacks the upper half, where all are wrong by 10; the lower half alone counts, for each of them."""
     made = holed(dataset(hours=144), (100, slice(0, 2), slice(None)), (30, 4, 4))

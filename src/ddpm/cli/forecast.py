@@ -40,10 +40,7 @@ class ForecastConfig:
     leads: tuple[float, ...] | None = setting(None, "hours ahead, of those the model knows; none: all of them", above=0.0, group="what")
     members: int = setting(50, "members of each ensemble", low=1, high=100_000, group="what")
     inflate: tuple[float, ...] = setting(
-        (1.0,),
-        "how much wider ensembles are made, one factor for all leads or one each: 1 over the ratio of other days",
-        low=0.0,
-        group="what",
+        (1.0,), "times ensembles are made wider, one number for all leads or one each; docs/forecast.md says which", low=0.0, group="what"
     )
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     how: How = setting(How(), "", flat=True)
