@@ -12,7 +12,7 @@ from ddpm.distillation.methods import ContinuousConsistency, off_circle
 from ddpm.distillation.teacher import Teacher, masks
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import reference
-from ddpm.objective.losses import Draws, Loss, Uncertainty
+from ddpm.objective.losses import Draws, Loss
 from ddpm.process import At
 
 
@@ -22,14 +22,13 @@ class ContinuousLoss(Loss):
     def __init__(self, settings: ContinuousConsistency) -> None:
         super().__init__()
         self.settings, self.teacher, self.ramp = settings, Teacher(settings), 0.0
-        self.uncertainty = Uncertainty()
 
     def advance(self, share: float) -> None:
         """How much of the network's own derivative counts: r, rising to 1 over the warm-up."""
         self.ramp = 1.0 if self.settings.warmup == 0 else min(1.0, share / self.settings.warmup)
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
-        """exp(-w) |F - F_old - g|^2 + w per entry, with g the normalised tangent and w learned for each level."""
+        """|F - F_old - g|^2 per entry, with g the normalised tangent."""
         check_circle(denoiser)
         process = denoiser.process
         time, density = self.settings.times.draw(draws.u, process)
@@ -39,9 +38,7 @@ class ContinuousLoss(Loss):
         now = network_output(denoiser, x, at, cond)
         again()
         wanted = now.detach() + self.tangent(denoiser, x0, x, at, cond, draws.eps)
-        level = self.uncertainty(process.log_snr(time).to(x0.device))
-        error = (now - wanted).reshape(len(x), -1).square().mean(1)
-        return ((-level).exp() * error + level) / density.to(x0)
+        return (now - wanted).reshape(len(x), -1).square().mean(1) / density.to(x0)
 
     @torch.no_grad()
     def tangent(self, denoiser: Denoiser, x0: Tensor, x: Tensor, at: At, cond: Cond, eps: Tensor) -> Tensor:
