@@ -86,8 +86,8 @@ def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
     method, teacher = METHODS[name], settings(args)
     for counts in [(count,) for count in COUNTS] if isinstance(method, Progressive | Matching) else [COUNTS]:
         steps = counts[0]
-        rounds = int(math.log2(FINE // steps)) if isinstance(method, Progressive) else 1
-        updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * rounds))
+        rounds = int(math.log2(FINE // steps)) if isinstance(method, Progressive) else None
+        updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * (rounds or 1)))
         if isinstance(method, Consistency) and updates < FEW:
             method = replace(method, stages=4)
         optimizer = OptimizerSettings(lr=args.lr or RATES[type(method)], warmup=min(20, updates // 5), decay="cosine")

@@ -56,6 +56,21 @@ def test_the_loss_has_the_weight_asked_for(weight: float, tmp_path: Path) -> Non
     assert fit.loss.weight == weight
 
 
+def test_the_critic_begins_at_its_share_of_the_steps(tmp_path: Path) -> None:
+    fit = module._Fit(
+        asked(tmp_path / "a", steps=10, perceptual=0.5, adversarial=0.5, critic_from=0.3),
+        smooth(),
+        Machine(torch.device("cpu"), "fp32", "a test"),
+    )
+    assert fit.critic is not None
+    began = [weights.clone() for weights in fit.critic.parameters()]
+    moved: list[bool] = []
+    for _ in range(4):
+        fit.advance()
+        moved.append(any(not torch.equal(a, b) for a, b in zip(began, fit.critic.parameters(), strict=True)))
+    assert moved == [False, False, False, True]
+
+
 @pytest.mark.parametrize(("codes", "critic"), [(0, 0.0), (5, 0.0), (0, 0.5)], ids=["continuous", "codebook", "critic"])
 def test_a_stopped_and_resumed_training_has_the_same_bits(
     codes: int, critic: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,7 +50,10 @@ def test_the_file_has_the_units_the_places_and_the_times(home: Path, capsys: pyt
         assert set(found.time.dt.hour.values.tolist()) == {0, 12} and (found.time >= np.datetime64("2019-03-09")).all()
         np.testing.assert_array_equal(found.latitude.values, given.latitude.values)
         assert 260.0 < float(t2m.min()) and float(t2m.max()) < 300.0
-    scores = json.loads(out.with_suffix(".scores.json").read_text())
+    said = json.loads(out.with_suffix(".scores.json").read_text())
+    about, scores = said["of"], said["leads"]
+    assert about["members"] == 3 and about["starts"] == len(t2m) and not about["chosen_on_these_days"]
+    assert "2 steps, seed 0" in about["source"] and about["data"] == "x.nc" and "inflation" not in about
     assert scores.keys() == {"1", "6"} and scores["6"].keys() == {"model", "persistence", "climatology"}
     assert len(scores["6"]["model"]["ranks"]) == 4 and scores["6"]["persistence"]["members"] == 1
     assert forecast(home, "--score", "--out", str(home / "all.zarr")) == 2  # whose scores would lie where those of all.nc do
@@ -75,7 +78,8 @@ def test_an_inflated_ensemble_has_its_mean_and_a_factor_of_its_spread(home: Path
     assert forecast(home, *words, "--out", str(plain)) == 0 and "inflated" not in capsys.readouterr().out
     assert forecast(home, *words, "--out", str(wide), "--inflate", "1,1.5") == 0
     assert "  inflated by 1, 1.5" in capsys.readouterr().out
-    before, after = (json.loads(path.with_suffix(".scores.json").read_text()) for path in (plain, wide))
+    before, after = (json.loads(path.with_suffix(".scores.json").read_text())["leads"] for path in (plain, wide))
+    assert json.loads(wide.with_suffix(".scores.json").read_text())["of"]["inflation"] == "1, 1.5"
     for lead, factor in (("1", 1.0), ("6", 1.5)):
         old, new = before[lead]["model"], after[lead]["model"]
         np.testing.assert_allclose([new["ratio"], new["spread"]], [factor * old["ratio"], factor * old["spread"]], rtol=1e-4)
@@ -98,6 +102,10 @@ def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[
     assert forecast(home, data="other.nc") == 3 and "no variable t2m; it has d2m" in capsys.readouterr().err
     for words, message in (
         (("--leads", "2"), "got 2 h; this model knows 1, 6 h"),
+        (("--leads", "6,6"), "got 6, 6; name each once"),
+        (("--inflate", "0"), "inflate"),
+        (("--inflate", "2", "--members", "1"), "an ensemble of one member has no width"),
+        (("--start", "2019-03-0"), "no field at 2019-03-0; its times go from"),
         (("--start", "2020-01-01"), "no field at 2020-01-01; its times go from 2019-03-01T00:00:00 to 2019-03-10T23:00:00"),
         (("--start", "2019-03-01T05"), "a forecast needs those of the last 24 h, 1 h apart"),
         (("--out", "x.png"), "fields are written as .nc, .nc4, .zarr"),
@@ -105,6 +113,16 @@ def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[
     ):
         assert forecast(home, *words) in (2, 3)
         assert message in capsys.readouterr().err
+    mislabelled = dataset(hours=60)
+    mislabelled["t2m"].values[:] -= 273.15
+    written(mislabelled, home / "mislabelled.nc")
+    assert forecast(home, data="mislabelled.nc") == 3
+    assert "are they in other units than the file says?" in capsys.readouterr().err
+    filled = dataset(hours=60)
+    filled["t2m"].values[50, 2, 3] = -9999.0
+    written(filled, home / "filled.nc")
+    assert forecast(home, data="filled.nc") == 3
+    assert "one is -9999, the model's lie about" in capsys.readouterr().err
     assert main(["sample", str(home / "run")]) == 2
     assert "use ddpm forecast" in capsys.readouterr().err
 

@@ -111,6 +111,17 @@ def test_data_sorted_by_class_are_seen_evenly() -> None:
     assert condition_use(Named(), alike, frozenset({"class"})) is None  # nothing to tell apart
 
 
+def test_every_bin_has_the_losses_of_its_own_noise_levels() -> None:
+    """The error of x0 is the same at all: 1/4 with the own class, 16 + 1/4 with the other, and in noise alpha^2/sigma^2 times that."""
+    found = condition_use(Named(), two(np.arange(4000) % 2), frozenset({"class"}), samples=800)
+    assert found is not None and len(found.bins) >= 4
+    for name, (own, _, other) in found.bins.items():
+        assert other / own == pytest.approx(65.0, rel=0.4), name
+        low, high = (float(end) for end in name.split(".."))
+        snr = own / 0.25
+        assert np.exp(low) * 0.8 < snr < np.exp(high) * 1.25, name
+
+
 def test_a_condition_that_is_heeded_does_not_hide_one_that_is_ignored() -> None:
     which = np.arange(2000) % 2
     data = two(which, vector=np.random.default_rng(1).normal(size=(2000, 2)))

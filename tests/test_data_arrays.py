@@ -180,6 +180,17 @@ def test_flips_turn_the_image_condition_too() -> None:
     assert np.allclose(raw, cond["image"]) and not np.allclose(raw, x)
 
 
+@pytest.mark.parametrize(("image", "said"), [
+    (np.zeros((20, 1, 8, 8), np.float32), r"is of \(8, 8\), the samples of \(4, 6\)"),
+    (np.zeros((20, 4, 6), np.float32), "has 3 axes; expected 4"),
+    (np.full((20, 1, 4, 6), 255, np.uint8), r"reaches 255 and goes in as it is; bring it to about -1 to 1 \(x / 127.5 - 1\)"),
+    (np.full((20, 1, 4, 6), -280.0), r"reaches 280 .* \(\(x - mean\) / deviation\)"),
+])  # fmt: skip
+def test_an_image_condition_has_the_samples_axes_and_their_range(image: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        from_arrays(RNG.random((20, 1, 4, 6)), {"image": image})
+
+
 def test_settings_for_pictures_are_refused_not_ignored(tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [{"size": (8,)}, {"size": (8,), "crop": "centre"}, {"channels": "rgb"}, {"labels": "labels.csv"}]
     for settings in wrong:

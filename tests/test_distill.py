@@ -64,7 +64,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
 
 def asked(method: Distillation, out: Path, **changes: Any) -> DistillConfig:
     """A distillation of a few updates."""
-    base = DistillConfig(method=method, steps=2, rounds=2, updates=6, batch=8, out=str(out), preview=0, threads=1, checkpoint_every=3)
+    rounds = 2 if isinstance(method, Progressive) else None
+    base = DistillConfig(method=method, steps=2, rounds=rounds, updates=6, batch=8, out=str(out), preview=0, threads=1, checkpoint_every=3)
     return replace(base, **changes)
 
 
@@ -159,6 +160,22 @@ def test_a_sampler_that_makes_no_sense_is_refused_and_why(
     quiet(teacher, asked(kind, tmp_path / "student", updates=1), data)
     with pytest.raises(ConfigError, match=said):
         ddpm.sample(ddpm.load(tmp_path / "student"), 2, sampler=sampler, cond={"class": torch.tensor([0, 1])})
+
+
+def test_the_program_fills_in_what_it_knows_and_has_no_flag_for_it(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Teacher, instants and the like of a method; a scale of guidance is settled when a student is made."""
+    assert main(["distill", str(teacher), "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    assert "--method.guidance" in shown and "--method.begin" in shown
+    assert not any(f"--method.{name}" in shown for name in ("teacher", "fine", "told", "variance"))
+
+
+def test_guidance_of_a_student_is_settled_when_it_is_made(
+    teacher: Path, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet(teacher, asked(Consistency(), tmp_path / "student", updates=1), data)
+    assert main(["sample", str(tmp_path / "student"), "--n", "2", "--classes", "0", "--guidance", "2"]) == 2
+    assert "settled when it is made" in capsys.readouterr().err
 
 
 def test_what_cannot_be_distilled_is_refused(teacher: Path, data: Dataset, tmp_path: Path) -> None:
@@ -364,6 +381,7 @@ def test_settings_without_effect_are_refused() -> None:
         lambda: Consistency(source="data", guidance=2.0),
         lambda: ContinuousConsistency(source="data", guidance=2.0),
         lambda: Matching(low=0.9, high=0.1),
+        lambda: DistillConfig(method=Matching(), rounds=2),
     ]
     for make in makers:
         with pytest.raises(ConfigError):

@@ -44,7 +44,9 @@ def points(seed: int = 0) -> Dataset:
 
 def asked(out: Path, method: Distillation | None = None, **changes: Any) -> DistillConfig:
     """A distillation of a few updates."""
-    base = DistillConfig(method=method or Consistency(), steps=2, rounds=2, updates=4, batch=8, out=str(out), preview=0, threads=1)
+    method = method or Consistency()
+    rounds = 2 if isinstance(method, Progressive) else None
+    base = DistillConfig(method=method, steps=2, rounds=rounds, updates=4, batch=8, out=str(out), preview=0, threads=1)
     return replace(base, **{"checkpoint_every": 2, **changes})
 
 

@@ -98,6 +98,14 @@ def test_the_day_of_the_year_is_told_where_a_whole_year_is_trained_on(tmp_path: 
     for holdout, season in ((0.05, True), (0.2, False)):  # 380 and 320 days to train on, of 400
         data = opened(made, tmp_path / "x.nc", holdout, past=1, leads=(24.0,))
         assert data.card.fields.season == season and ("sine of day of the year" in data.card.vector) == season
+    data = opened(made, tmp_path / "x.nc", 0.05, past=1, leads=(24.0,))
+    record = read_record(tmp_path / "x.nc")
+    rows = np.array([0, 100, 200])
+    then = made.time.values[rows] + np.timedelta64(24, "h")
+    days = (then - then.astype("datetime64[Y]")) / np.timedelta64(1, "D")  # from 0 on the first of January
+    told = dict(zip(data.card.vector, Context(record, data.card.fields).vector(rows, np.full(3, 24.0)).T, strict=True))
+    np.testing.assert_allclose(told["sine of day of the year"], np.sin(2 * np.pi * days / 365.2425), atol=1e-6)
+    np.testing.assert_allclose(told["cosine of day of the year"], np.cos(2 * np.pi * days / 365.2425), atol=1e-6)
 
 
 def test_a_model_without_gaps_is_not_given_missing_entries(tmp_path: Path) -> None:

@@ -139,6 +139,19 @@ def test_a_generator_begins_at_the_noise_over_signal_it_is_told() -> None:
     assert_close(at.level, torch.tensor([4, 3, 2, 1], dtype=torch.float64) / 4 * 2.5 / 3.5)
 
 
+def test_on_a_chain_a_generator_stands_at_its_knots() -> None:
+    """The nearest ones, each once, the first not below 1/T."""
+    T = 20
+    process, whole = Process(Cosine(T=T)), Process(Cosine(T=None, clip=None))
+    times = Matching(steps=4, begin=2.5).instants(process)
+    between = Matching(steps=4, begin=2.5).instants(whole)
+    assert all(float(time * T).is_integer() for time in times)
+    assert max(abs(a - b) for a, b in zip(times, between, strict=True)) <= 0.5 / T + 0.02  # the levels of the two schedules differ a little
+    crowded = Matching(steps=60, begin=2.5).instants(process)
+    assert len(crowded) < 60 and len(set(crowded)) == len(crowded) and list(crowded) == sorted(crowded, reverse=True)
+    assert min(crowded) == 1 / T
+
+
 def test_the_second_network_leaves_what_it_does_not_learn_to_the_first() -> None:
     """An autoencoder or a base is no part of its state; what it says is what the denoiser it began as says."""
     process = Process(Cosine())

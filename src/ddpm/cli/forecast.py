@@ -40,7 +40,7 @@ class ForecastConfig:
     leads: tuple[float, ...] | None = setting(None, "hours ahead, of those the model knows; none: all of them", above=0.0, group="what")
     members: int = setting(50, "members of each ensemble", low=1, high=100_000, group="what")
     inflate: tuple[float, ...] = setting(
-        (1.0,), "times ensembles are made wider, one number for all leads or one each; docs/forecast.md says which", low=0.0, group="what"
+        (1.0,), "times ensembles are made wider, one number for all leads or one each; docs/forecast.md says which", above=0.0, group="what"
     )
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     how: How = setting(How(), "", flat=True)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(ForecastConfig, [typed], FAMILIES)
     from ddpm.data.field_files import check_output, forecasts, write
     from ddpm.data.fields import is_fields, read_record
-    from ddpm.evaluation.forecasting import as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
+    from ddpm.evaluation.forecasting import HELD_OUT, as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
     from ddpm.training.checkpoints.storage import write_text
 
     path = Path(config.data).expanduser()
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     about, device = described(drawing.document, args.run_folder), drawing.machine.device
     record = fits(read_record(path, list(dict.fromkeys(about.variables))), about, path.name)
     rows, leads = starts(record, about, config.start, config.every, path.name), check_leads(about, config.leads)
-    factors = check_inflation(config.inflate, leads)
+    factors = check_inflation(config.inflate, leads, config.members)
 
     def draw(first: int, size: int, cond: dict[str, torch.Tensor]) -> torch.Tensor:
         return drawing.draw(first, size, config.seed, {key: value.to(device) for key, value in cond.items()})
@@ -116,15 +116,22 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         drawn = inflated(drawn, factors)
     notes = {"title": "ensemble forecast", "source": f"ddpm forecast {args.run_folder}, {drawing.told(config.seed)}", "data": path.name}
     notes |= {"inflation": wider} if wider else {}
-    written = [write(forecasts(record, about, rows, leads, drawn, {**notes, "model": str(drawing.document["sha256"])}), out)]
+    notes["model"] = str(drawing.document["sha256"])
+    written = [write(forecasts(record, about, rows, leads, drawn, notes), out)]
     print(f"{len(rows)} starts, {len(leads)} leads, {config.members} members each, by {drawing.told(config.seed)}{drawing.chosen}")
     if wider:
         print(f"  inflated by {wider}")
     if config.score:
         found = scores(record, about, rows, leads, drawn)
         print(table(found, ", ".join(dict.fromkeys(unit for unit in about.units if unit))))
+        if chosen_there := config.how.step == "best" and HELD_OUT in config.start:
+            print("  the checkpoint was chosen on these days: on others its scores may be worse")
+        said = {
+            "of": {**notes, "members": config.members, "starts": len(rows), "chosen_on_these_days": chosen_there},
+            "leads": as_json(found),
+        }
         written.append(_scores(out))
-        write_text(written[-1], json.dumps(as_json(found), indent=1) + "\n")
+        write_text(written[-1], json.dumps(said, indent=1) + "\n")
     for place in written:
         print(f"  {shlex.quote(str(place))}")
     return 0

@@ -62,6 +62,7 @@ def setting(
     repeat: bool = False,
     unset: str = "none",
     inherits: str = "",
+    filled: bool = False,
 ) -> Any:
     """A dataclass field whose help and legal range are written once, for files, flags, `--help` and Python alike.
 
@@ -77,10 +78,11 @@ def setting(
         repeat: of a tuple of texts: the flag is given once for each, so that they may hold commas.
         unset: the word for None in files and flags.
         inherits: of a nested dataclass: where its values come from when nothing is said, "the run", instead of its defaults.
+        filled: the program's own to fill in: kept in files, and no flag.
     """
     limits = Range(low=low, high=high, above=above, below=below)
     about = {"help": help, "range": limits, "group": group, "short": short, "flag": flag, "flat": flat, "advanced": advanced}
-    about |= {"repeat": repeat, "unset": unset, "inherits": inherits}
+    about |= {"repeat": repeat, "unset": unset, "inherits": inherits, "filled": filled}
     return dataclasses.field(default=default, metadata=about)
 
 

@@ -104,6 +104,8 @@ def _walk(
     hints = hints_of(cls)
     for name, field in settings_of(cls).items():
         about, hint, here = field.metadata, hints[name], (*path, name)
+        if about.get("filled", False):
+            continue
         known = members(hint, families)
         default = getattr(values, name) if values is not cls else default_of(field)
         option = prefix + (about.get("flag") or name).replace("_", "-")

@@ -21,10 +21,12 @@ MOST = 16  # stages of consistency, the gap of the last being 2^-MOST
 class Distillation(LossSettings):
     """What all have in common: the model that is distilled, and what of it the student keeps."""
 
-    teacher: str = setting("", "run folder of the model that is distilled")
+    teacher: str = setting("", "run folder of the model that is distilled", filled=True)
     guidance: float = setting(1.0, "scale of classifier-free guidance the teacher is asked under; 1: none")
-    variance: bool = setting(False, "the teacher's network has a variance output, which the student keeps without use")
-    told: float = setting(1.0, "largest guidance scale the teacher's network was told in training, and the student's is; 1: none", low=1.0)
+    variance: bool = setting(False, "the teacher's network has a variance output, which the student keeps without use", filled=True)
+    told: float = setting(
+        1.0, "largest guidance scale the teacher's network was told in training, and the student's is; 1: none", low=1.0, filled=True
+    )
 
     @property
     def learned_variance(self) -> bool:
@@ -66,7 +68,7 @@ class Progressive(Distillation):
     weight max(SNR, 1). Reference: Salimans, Ho, 2022, arXiv:2202.00512, algorithm 2 and section 4 (truncated SNR).
     """
 
-    fine: tuple[float, ...] = setting((), "the teacher's instants, falling; every second, from the first on, is the student's")
+    fine: tuple[float, ...] = setting((), "the teacher's instants, falling; every second, from the first on, is the student's", filled=True)
 
     def __post_init__(self) -> None:
         odd = len(self.fine) % 2

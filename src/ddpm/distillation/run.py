@@ -44,7 +44,9 @@ class DistillConfig:
         None, "steps of the student, of progressive (none: 4) and matching (none: 1); the others take any number",
         low=1, high=1024, group="what",
     )  # fmt: skip
-    rounds: int = setting(4, "of progressive: times the number of steps is halved, ending at --steps", low=1, high=12, group="what")
+    rounds: int | None = setting(
+        None, "of progressive: times the number of steps is halved, ending at --steps; none: 4", low=1, high=12, group="what"
+    )
     updates: int = setting(1000, "optimizer steps; of progressive: in each round", low=1, high=1_000_000_000, group="run")
     batch: int | None = setting(
         None, "samples a pass, of which a step has as many as the teacher's; none: the teacher's", low=1, high=1_000_000, group="run"
@@ -72,7 +74,14 @@ class DistillConfig:
         steps, problems = getattr(self.method, "steps", 1), list[str]()
         if self.steps is not None and steps not in (1, self.steps):
             problems.append(f"steps: got {self.steps}, and method.steps {steps}; leave one of them out")
+        if self.rounds is not None and not isinstance(self.method, Progressive):
+            problems.append(f"rounds: got {self.rounds}, but only progressive goes in rounds; leave it out")
         check(self, problems)
+
+    @property
+    def halvings(self) -> int:
+        """Rounds, one after another."""
+        return (4 if self.rounds is None else self.rounds) if isinstance(self.method, Progressive) else 1
 
     @property
     def count(self) -> int | None:
@@ -143,7 +152,7 @@ def distill(
 
 def _runs(teacher: str | Path, config: DistillConfig) -> list[Path]:
     """The folders of the runs a student is made by, its own last: one, or of progressive one a round."""
-    folder, rounds = student_folder(teacher, config), config.rounds if isinstance(config.method, Progressive) else 1
+    folder, rounds = student_folder(teacher, config), config.halvings
     return [*(folder / "rounds" / f"{(config.count or 1) * 2**left:04d}-steps" for left in range(rounds - 1, 0, -1)), folder]
 
 
@@ -225,11 +234,11 @@ def _same_rounds(folder: Path, fine: tuple[float, ...], config: DistillConfig) -
 def _instants(saved: Checkpoint, config: DistillConfig) -> tuple[float, ...]:
     """The teacher's instants of the first round, 2^rounds times the student's."""
     process, steps = Process(_schedule(saved)), config.count or 1
-    count = steps * 2**config.rounds
+    count = steps * 2**config.halvings
     length = process.schedule.T
     if length is not None and count > length:
         raise ConfigError(
-            f"rounds: {steps} steps after {config.rounds} halvings begin with {count}, this chain has {length}; use fewer rounds"
+            f"rounds: {steps} steps after {config.halvings} halvings begin with {count}, this chain has {length}; use fewer rounds"
         )
     times: list[float] = default_grid(process, count).times(process, count).tolist()
     return tuple(times)

@@ -20,10 +20,12 @@ Rows = NDArray[np.int64]
 Draw = Callable[[int, int, dict[str, Tensor]], Tensor]
 System = Callable[[int], NDArray[np.float32]]  # the number of a case -> its members (M, C, H, W)
 HELD_OUT = "held-out"
+MIDDLE, FAR = 20.0, 1000.0  # standard deviations from the training's mean: of a variable's median, and of any entry
 
 
 def fits(record: Record, about: Fields, name: str) -> Record:
-    """The record, where it holds what the model's description says: variables, levels, units, grid, calendar and step of time.
+    """The record, where it holds what the model's description says: variables, levels, units, grid, calendar and step of time, and
+    values that may be in those units.
 
     Raises: DataError listing everything that does not fit.
     """
@@ -42,9 +44,28 @@ def fits(record: Record, about: Fields, name: str) -> Record:
     step = round(about.step * HOUR)
     if (about.past > 1 or about.days) and record.step and step % record.step:
         wrong.append(f"step of time: model: {about.step:g} h, file: {record.step / HOUR:g} h")
+    wrong = wrong or _strange(record, about)
     if wrong:
         raise DataError(f"{name} does not fit the model:\n  " + "\n  ".join(wrong))
     return record
+
+
+def _strange(record: Record, about: Fields) -> list[str]:
+    """Variables whose values lie where those of no such variable do: in other units than the file says, or with undeclared fill values."""
+    wrong: list[str] = []
+    for channel, (variable, mean, std) in enumerate(zip(about.names, about.mean, about.std, strict=True)):
+        values = record.values[:, channel]
+        if np.isnan(values).all():
+            continue  # without which there is no start
+        middle, far = float(np.nanmedian(values)), float(values.flat[int(np.nanargmax(np.abs(values - mean)))])
+        model = f"the model's lie about {mean:g} with a deviation of {std:g}"
+        if abs(middle - mean) > MIDDLE * std:
+            wrong.append(f"values of {variable}: their median is {middle:g}, {model}; are they in other units than the file says?")
+        elif abs(far - mean) > FAR * std:
+            wrong.append(
+                f"values of {variable}: one is {far:g}, {model}; where it stands for a missing one, make it NaN or name it _FillValue"
+            )
+    return wrong
 
 
 def _same(mine: Axis, its: Axis) -> bool:
@@ -76,7 +97,7 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
             on = (record.seconds - record.seconds[first]) % round(every * HOUR) == 0
             chosen += np.flatnonzero(good & (late >= record.seconds[first]) & on).tolist()
             continue
-        found = [row for row, time in enumerate(said) if want == "last" or time.startswith(want.replace(" ", "T"))]
+        found = [row for row, time in enumerate(said) if want == "last" or _begins(time, want.replace(" ", "T"))]
         found = found[-1:] if want == "last" else found[:1]
         if not found:
             raise DataError(f"{name}: no field at {want}; its times go from {said[0]} to {said[-1]}")
@@ -95,9 +116,16 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
     return np.unique(np.asarray(chosen, dtype=np.int64))
 
 
+def _begins(time: str, want: str) -> bool:
+    """Whether the time begins so, and its next figure is of another number: 2019-03-2 is no beginning of 2019-03-20."""
+    return time.startswith(want) and not time[len(want) :][:1].isdigit()
+
+
 def check_leads(about: Fields, asked: Sequence[float] | None) -> tuple[float, ...]:
-    """The leads to forecast; ConfigError for those the model was not trained on."""
+    """The leads to forecast; ConfigError for those the model was not trained on, and for one asked for twice."""
     leads = tuple(asked or about.leads)
+    if len(set(leads)) < len(leads):
+        raise ConfigError(f"leads: got {', '.join(f'{lead:g}' for lead in leads)}; name each once")
     if wrong := [f"{lead:g}" for lead in leads if lead not in about.leads]:
         raise ConfigError(f"leads: got {', '.join(wrong)} h; this model knows {', '.join(f'{lead:g}' for lead in about.leads)} h")
     return leads
@@ -137,8 +165,10 @@ def ensemble(
     return out.reshape(len(rows), len(leads), members, *shape)
 
 
-def check_inflation(factors: Sequence[float], leads: Sequence[float]) -> tuple[float, ...]:
-    """One factor for each lead, of one for all or as many as leads; ConfigError for another number of them."""
+def check_inflation(factors: Sequence[float], leads: Sequence[float], members: int) -> tuple[float, ...]:
+    """One factor for each lead, of one for all or as many as leads; ConfigError for another number of them, or of a single member."""
+    if members == 1 and set(factors) != {1.0}:
+        raise ConfigError("inflate: an ensemble of one member has no width; ask for more --members, or leave --inflate out")
     if len(factors) not in (1, len(leads)):
         raise ConfigError(
             f"inflate: got {len(factors)} factors for {len(leads)} leads ({', '.join(f'{lead:g}' for lead in leads)} h); give one for all "

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ddpm.config import Families, Layer, check, setting
-from ddpm.denoiser.student import refusal
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.drawing.guiding import Guiding
 from ddpm.evaluation.drawing.kept import Drawn, rank
@@ -173,7 +172,8 @@ def _distilled(model: NetworkDenoiser, document: Mapping[str, Any], machine: Mac
     if start.source is not None:
         raise ConfigError("from: this model was distilled to begin from noise; take variations with the teacher")
     if how.guide.active and (how.guide.kind != "cfg" or not model.guided):
-        raise ConfigError(f"--guidance: {refusal(model.meaning)}")
+        way_out = "distil the teacher again with --method.guidance, or by the method guidance, whose student takes a scale"
+        raise ConfigError(f"--guidance: a student's guidance is settled when it is made; {way_out}")
     named = "sampler" in typed_of(typed) and not asked_for_auto(typed)
     steps = how.steps if how.steps is not None else how.nfe
     steps = len(how.grid.at) if steps is None and isinstance(how.grid, Listed) else steps
