@@ -115,13 +115,32 @@ def test_words_are_told_apart_and_so_are_their_places() -> None:
     encoder = Words(about)
     one, other, none, long = encoder.encode(["a one above", "above one a", "", "a " * 9])
     assert one.shape == (3, 64) and one.dtype == np.float16 and len(none) == 0 and len(long) == 5
-    assert np.allclose(one.sum(0), other.sum(0), atol=1e-2) and not np.allclose(one[0], other[2], atol=0.1)  # the same words elsewhere
+    assert not np.allclose(one[0], other[2], atol=0.1)  # the same word elsewhere
     assert np.array_equal(Words(vocabulary(["above a one", "b"], 64, 9)).encode(["a one above"])[0], one)  # whatever other words there are
     assert np.abs(one.astype(float) @ encoder.encode(["left of zero"])[0].astype(float).T - np.eye(3)).max() < 0.6  # share places alone
     assert encoder.faults("a one") == encoder.faults("") == []
     assert encoder.faults("a tow zzz") == ["the word 'tow' is unknown; nearest: two",
                                            "the word 'zzz' is unknown; known: " + ", ".join(about.vocabulary)]  # fmt: skip
     assert encoder.faults("a one a one a one") == ["6 words, this model reads 5; shorten it"] and encoder.faults("!?") == ["no word in it"]
+
+
+def test_a_token_tells_of_the_words_around_it() -> None:
+    """The sum by its formula; two texts of the same words at nearly the same places, whose relation is turned round, differ in all tokens."""
+    encoder = Words(vocabulary(TEXTS, 64, 9))
+    unit = encoder._unit
+    tokens = encoder.encode(["one left of two zero"])[0].astype(float)
+    around = unit(" -2 one") + unit(" -1 left") + unit(" +1 two") + unit(" +2 zero")
+    np.testing.assert_allclose(tokens[2], unit("of") + unit(" 2") + around / 2, atol=2e-3)
+    np.testing.assert_allclose(tokens[0], unit("one") + unit(" 0") + (unit(" +1 left") + unit(" +2 of") + unit(" +3 two")) / 2, atol=2e-3)
+    above, alone = encoder.encode(["one above two", "one alone two"])
+    assert all(np.linalg.norm(a - b) > 0.5 for a, b in zip(above.astype(float), alone.astype(float), strict=True))
+
+
+def test_models_from_before_tokens_told_of_their_neighbours_keep_theirs() -> None:
+    old = replace(vocabulary(TEXTS, 64, 9), around=0)
+    assert old.identity != vocabulary(TEXTS, 64, 9).identity
+    one, other = Words(old).encode(["a one above", "above one a"])
+    assert np.allclose(one.sum(0), other.sum(0), atol=1e-2)  # the same words and places
 
 
 # --- tokens, made once --------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ class EncoderSettings:
     """A frozen encoder that a model is told by: its kind, what its tokens are like, and what it is told apart from others by.
 
     kind: "words", a vocabulary with a fixed vector for each word; "text", a text encoder of `transformers`; "picture", an image tower of
-    it. size: entries of a token; length: most tokens. vocabulary: the words, of "words". folder: where the files were, model: the class,
+    it. size: entries of a token; length: most tokens. vocabulary: the words, of "words"; around: words before and after each, of which its
+    token tells too (none in older models). folder: where the files were, model: the class,
     sha256: of the files, of the other two. levels: what a picture's black and white are in the data's units.
     """
 
@@ -21,6 +22,7 @@ class EncoderSettings:
     size: int
     length: int
     vocabulary: tuple[str, ...] = ()
+    around: int = 0
     folder: str = ""
     model: str = ""
     sha256: str = ""
@@ -30,6 +32,7 @@ class EncoderSettings:
     def identity(self) -> str:
         """32 hexadecimal digits of SHA-256 over all that tokens depend on: not where the files are."""
         what = (self.kind, self.size, self.length, self.vocabulary, self.model, self.sha256, self.levels)
+        what += (self.around,) * bool(self.around)
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
     @property

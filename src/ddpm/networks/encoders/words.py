@@ -1,4 +1,4 @@
-"""An encoder of our own that needs no files: a vocabulary, and a fixed vector for each word and each place."""
+"""An encoder of our own that needs no files: a vocabulary, and a fixed vector for each word, its place and the words around it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ddpm.random import generator
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 NEAR = 3  # known words named beside an unknown one
+AROUND, SHARE = 3, 0.5  # words before and after that a token tells of, each in so long a vector beside the word's own of length 1
 MOST = 50_000  # words of a vocabulary, which is stored with every checkpoint
 
 
@@ -32,13 +33,16 @@ def vocabulary(texts: Iterable[str], size: int, length: int) -> EncoderSettings:
         raise ConfigError("text: the captions hold no words")
     if len(found) > MOST:
         raise ConfigError(f"text: the captions hold {len(found):,} different words, more than {MOST:,}; use an encoder of transformers")
-    return EncoderSettings(kind="words", size=size, length=length, vocabulary=tuple(found))
+    return EncoderSettings(kind="words", size=size, length=length, vocabulary=tuple(found), around=AROUND)
 
 
 class Words:
-    """Token i of a text is u(word i) + u(place i), unit vectors of fixed random directions: of a word the same in every model.
+    """Token i of a text is u(word i) + u(place i) + 1/2 sum_o u(o, word i + o), o = -3 .. 3 but 0: unit vectors of fixed random directions,
+    the same in every model.
 
-    It knows nothing of what words mean, nor that "cat" and "cats" are alike; the network that reads it learns that, of the words it is
+    A word is told with those around it, as by an encoder that has read whole sentences: "three" of "a three above a seven" and of "a three
+    below a seven" differ, and attention can look for what is above something. From words and places alone the network would have to learn
+    which place counts after which word. Words mean nothing here, nor are "cat" and "cats" alike: the network learns that, of what it is
     shown.
     """
 
@@ -56,9 +60,17 @@ class Words:
     def encode(self, inputs: Sequence[str]) -> list[NDArray[np.float16]]:
         """(L_i, E) of each text; unknown words are left out, what is too long is cut."""
         known = ([word for word in words(text) if word in self._known][: self.about.length] for text in inputs)
-        # no word is called " 3": places and words do not meet
-        rows = ([self._unit(word) + self._unit(f" {place}") for place, word in enumerate(text)] for text in known)
+        rows = ([self._token(text, place) for place in range(len(text))] for text in known)
         return [np.array(row, np.float16).reshape(-1, self.about.size) for row in rows]
+
+    def _token(self, text: Sequence[str], place: int) -> NDArray[np.float64]:
+        """Of the word at a place. No word is called " 3" or " +3 cat": places, neighbours and words do not meet."""
+        token = self._unit(text[place]) + self._unit(f" {place}")
+        for gap in range(1, self.about.around + 1):
+            for other in (place - gap, place + gap):
+                if 0 <= other < len(text):
+                    token = token + SHARE * self._unit(f" {other - place:+d} {text[other]}")
+        return token
 
     def faults(self, text: str) -> list[str]:
         """Unknown words, each with those nearest to it, and too many of them."""
