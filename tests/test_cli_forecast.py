@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[
         (("--inflate", "0"), "inflate"),
         (("--inflate", "2", "--members", "1"), "an ensemble of one member has no width"),
         (("--start", "2019-03-0"), "no field at 2019-03-0; its times go from"),
+        (("--start", "2019-03-01T05:"), "a forecast needs those of the last 24 h, 1 h apart"),
         (("--start", "2020-01-01"), "no field at 2020-01-01; its times go from 2019-03-01T00:00:00 to 2019-03-10T23:00:00"),
         (("--start", "2019-03-01T05"), "a forecast needs those of the last 24 h, 1 h apart"),
         (("--out", "x.png"), "fields are written as .nc, .nc4, .zarr"),
@@ -122,7 +123,7 @@ def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[
     filled["t2m"].values[50, 2, 3] = -9999.0
     written(filled, home / "filled.nc")
     assert forecast(home, data="filled.nc") == 3
-    assert "one is -9999, the model's lie about" in capsys.readouterr().err
+    assert "1 are -9999, the model's lie about" in capsys.readouterr().err
     assert main(["sample", str(home / "run")]) == 2
     assert "use ddpm forecast" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddpm.data import Dataset, DataSettings, arrays, from_arrays, open_data
+from ddpm.data.checks import check_image
 from ddpm.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -181,14 +182,24 @@ def test_flips_turn_the_image_condition_too() -> None:
 
 
 @pytest.mark.parametrize(("image", "said"), [
-    (np.zeros((20, 1, 8, 8), np.float32), r"is of \(8, 8\), the samples of \(4, 6\)"),
-    (np.zeros((20, 4, 6), np.float32), "has 3 axes; expected 4"),
-    (np.full((20, 1, 4, 6), 255, np.uint8), r"reaches 255 and goes in as it is; bring it to about -1 to 1 \(x / 127.5 - 1\)"),
-    (np.full((20, 1, 4, 6), -280.0), r"reaches 280 .* \(\(x - mean\) / deviation\)"),
+    (np.zeros((200, 1, 8, 8), np.float32), r"the condition 'image' is 8 x 8, the samples are 4 x 6"),
+    (np.full((200, 1, 4, 6), 255, np.uint8), r"is 255 in root mean square; bring it to about -1 to 1 \(pictures of bytes: x / 127.5 - 1"),
+    (np.full((200, 1, 4, 6), -280.0), "is 280 in root mean square"),
+    (np.repeat([0, 255], 100)[:, None, None, None] * np.ones((1, 1, 4, 6), np.uint8), "is 18"),  # wherever the bright ones are
 ])  # fmt: skip
 def test_an_image_condition_has_the_samples_axes_and_their_range(image: Any, said: str) -> None:
+    data = from_arrays(RNG.random((200, 1, 4, 6)), {"image": image})
     with pytest.raises(DataError, match=said):
-        from_arrays(RNG.random((20, 1, 4, 6)), {"image": image})
+        check_image(data)
+
+
+def test_image_conditions_of_few_large_numbers_and_of_as_many_channels_as_one_likes_are_trained_on() -> None:
+    heavy = RNG.standard_t(2, (200, 3, 4, 6))
+    heavy[3, 0, 1, 1] = 90.0
+    check_image(from_arrays(RNG.random((200, 1, 4, 6)), {"image": heavy}))
+    check_image(from_arrays(RNG.random((200, 1, 4, 6))))
+    with pytest.raises(DataError, match="has 3 axes; expected 4"):
+        from_arrays(RNG.random((20, 1, 4, 6)), {"image": np.zeros((20, 4, 6), np.float32)})
 
 
 def test_settings_for_pictures_are_refused_not_ignored(tmp_path: Path) -> None:

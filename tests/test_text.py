@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -16,10 +17,12 @@ from PIL import Image
 import ddpm
 from captioned import TEXTS, UNET, WORDS, captioned, folder_of_pictures
 from ddpm.cli import main
+from ddpm.config import from_dict, to_dict
 from ddpm.data import Dataset, DataSettings, describe, from_arrays, open_data
 from ddpm.distillation import Consistency, DistillConfig, distill
 from ddpm.errors import ConfigError, DataError
 from ddpm.networks.encoders.encoder import open_encoder
+from ddpm.networks.encoders.settings import EncoderSettings
 from ddpm.networks.encoders.words import Words, vocabulary
 from ddpm.networks.encoders.words import words as words_of
 from ddpm.training.config import CascadeSettings
@@ -140,7 +143,12 @@ def test_a_token_tells_of_the_words_around_it() -> None:
 
 def test_models_from_before_tokens_told_of_their_neighbours_keep_theirs() -> None:
     old = replace(vocabulary(TEXTS, 64, 9), around=0)
-    assert old.identity != vocabulary(TEXTS, 64, 9).identity
+    new = vocabulary(TEXTS, 64, 9)
+    assert old.identity != new.identity and "--text-around 0" in old.asked
+    written = {key: value for key, value in to_dict(old).items() if key != "around"}  # as configurations were written then
+    assert from_dict(EncoderSettings, written, where="config.json").identity == old.identity
+    what = ("words", 64, 9, old.vocabulary, "", "", None)
+    assert old.identity == hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     one, other = Words(old).encode(["a one above", "above one a"])
     assert np.allclose(one.sum(0), other.sum(0), atol=1e-2)  # the same words and places
 
@@ -204,7 +212,8 @@ def test_a_run_goes_on_with_its_own_encoder(tmp_path: Path) -> None:
     quietly(replace(config, steps=6), data=captioned())
     for other, said in (
         (TextSettings(), "was begun with an encoder; ask for the same"),
-        (TextSettings(encoder="words", size=32), "was begun with another encoder, 9 words, not 9 words"),
+        (TextSettings(encoder="words", size=32), r"another encoder, 9 words \(--text-size 16 .*, not 9 words \(--text-size 32"),
+        (replace(WORDS, around=0), r"--text-around 3\), not 9 words \(--text-size 16 --text-length 64 --text-around 0\)"),
     ):
         with pytest.raises(ConfigError, match=said):
             quietly(replace(config, steps=8, text=other), data=captioned())
@@ -312,7 +321,7 @@ def test_students_and_stages_are_told_too(tmp_path: Path) -> None:
     large = quietly(stage, data=data).denoiser
     asked = ddpm.prompts(large, ["a zero", ""])
     assert ddpm.sample(ddpm.ClassifierFree(large, 2.0), 2, cond=asked, steps=2).shape == (2, 1, 8, 8)
-    with pytest.raises(ConfigError, match="base: is told by 9 words; train this stage with the same encoder"):
+    with pytest.raises(ConfigError, match=r"base: is told by 9 words \(--text.*; train this stage with the same encoder"):
         quietly(replace(stage, out=str(tmp_path / "untold"), text=TextSettings()), data=data)
     card = (tmp_path / "large" / "README.md").read_text()
     assert "| told by | 9 words" in card

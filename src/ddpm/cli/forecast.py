@@ -87,8 +87,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     typed = flags_layer(args, extra, args.parser, ForecastConfig, FAMILIES)
     config = resolve(ForecastConfig, [typed], FAMILIES)
     from ddpm.data.field_files import check_output, forecasts, write
-    from ddpm.data.fields import is_fields, read_record
-    from ddpm.evaluation.forecasting import HELD_OUT, as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
+    from ddpm.data.fields import is_fields, read_record, text
+    from ddpm.evaluation.forecasting import as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
     from ddpm.training.checkpoints.storage import write_text
 
     path = Path(config.data).expanduser()
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if config.score:
         found = scores(record, about, rows, leads, drawn)
         print(table(found, ", ".join(dict.fromkeys(unit for unit in about.units if unit))))
-        if chosen_there := config.how.step == "best" and HELD_OUT in config.start:
+        if chosen_there := config.how.step == "best" and bool(about.held) and any(text(record.times[row]) >= about.held for row in rows):
             print("  the checkpoint was chosen on these days: on others its scores may be worse")
         said = {
             "of": {**notes, "members": config.members, "starts": len(rows), "chosen_on_these_days": chosen_there},

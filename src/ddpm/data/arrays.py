@@ -31,7 +31,6 @@ _DAMAGE = (ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, z
 _MAP_FROM = 2 << 30  # bytes; larger files are memory maps
 _MOST_LEVELS = 65_536
 _PICTURE_CHANNELS = (1, 3, 4)
-_LARGE, _FEW = 30.0, 64  # of a condition image: more than any that goes in as it is should reach, and rows that are looked at
 
 
 def read_arrays(path: Path, layout: Layout = "auto") -> Found:
@@ -175,7 +174,7 @@ def channels_second(array: NDArray[Any], layout: Layout, name: str) -> tuple[NDA
 def _conditions(
     cond: Mapping[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], name: str
 ) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
-    count = shape[0]
+    count, axes = shape[0], len(shape)
     unknown = sorted(set(cond) - {"class", "vector", "image", "mask"})
     if unknown:
         raise DataError(f"{name}: unknown condition {unknown[0]!r}; allowed are class, vector, image, mask and text")
@@ -197,23 +196,11 @@ def _conditions(
         if vector.ndim != 2:
             raise DataError(f"{name}: the condition 'vector' has shape {vector.shape}; expected (N, V)")
         done["vector"] = vector.astype(np.float32)
-    if "image" in done:
-        _check_image(done["image"], shape, name)
+    if "image" in done and done["image"].ndim != axes:
+        raise DataError(f"{name}: the condition 'image' has {done['image'].ndim} axes; expected {axes}, as the samples have")
     if "mask" in done:
         done["mask"] = _mask(done["mask"], shape, name)
     return done, classes
-
-
-def _check_image(image: NDArray[Any], shape: tuple[int, ...], name: str) -> None:
-    """It goes into the network as it is, beside a noisy sample of about -1 to 1. DataError for other axes and for numbers far from that."""
-    if image.ndim != len(shape):
-        raise DataError(f"{name}: the condition 'image' has {image.ndim} axes; expected {len(shape)}, as the samples have")
-    if image.shape[2:] != shape[2:]:
-        raise DataError(f"{name}: the condition 'image' is of {image.shape[2:]}, the samples of {shape[2:]}; bring it to their size")
-    largest = float(np.abs(np.asarray(image[:_FEW], dtype=np.float64)).max(initial=0.0))
-    if largest > _LARGE:
-        advice = "x / 127.5 - 1" if image.dtype == np.uint8 else "(x - mean) / deviation"
-        raise DataError(f"{name}: the condition 'image' reaches {largest:g} and goes in as it is; bring it to about -1 to 1 ({advice})")
 
 
 def _mask(mask: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np.uint8]:

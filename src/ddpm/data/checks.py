@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ddpm.errors import DataError
 
 if TYPE_CHECKING:
     from ddpm.data.dataset import Dataset
     from ddpm.denoiser.card import Card
+
+
+LARGE, FEW = 10.0, 64  # of a condition image: what its root mean square cannot be, and samples that are looked at
 
 
 def require(dataset: Dataset, batch: int) -> None:
@@ -62,3 +67,22 @@ def _levels(card: Card) -> str:
 
 def _first(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_image(dataset: Dataset) -> None:
+    """A condition image is laid beside noisy samples of about -1 to 1 as it is: DataError for other axes than theirs, and where its root
+    mean square over up to 64 samples is above 10.
+    """
+    from ddpm.data.dataset import evenly
+
+    card, image = dataset.card, dataset.cond.get("image")
+    if image is None or card.fields is not None:
+        return
+    if tuple(image.shape[2:]) != tuple(card.shape[1:]):
+        sides, ours = (" x ".join(map(str, shape)) for shape in (image.shape[2:], card.shape[1:]))
+        raise DataError(f"{card.name}: the condition 'image' is {sides}, the samples are {ours}; bring it to their size, channels second")
+    some = np.asarray(image[evenly(np.arange(len(image)), FEW)], dtype=np.float64)
+    size = float(np.sqrt(np.mean(some**2)))
+    if size > LARGE:
+        advice = "pictures of bytes: x / 127.5 - 1; labels: a channel of 0 and 1 for each; else (x - mean) / deviation"
+        raise DataError(f"{card.name}: the condition 'image' is {size:.3g} in root mean square; bring it to about -1 to 1 ({advice})")

@@ -20,7 +20,8 @@ Rows = NDArray[np.int64]
 Draw = Callable[[int, int, dict[str, Tensor]], Tensor]
 System = Callable[[int], NDArray[np.float32]]  # the number of a case -> its members (M, C, H, W)
 HELD_OUT = "held-out"
-MIDDLE, FAR = 20.0, 1000.0  # standard deviations from the training's mean: of a variable's median, and of any entry
+MIDDLE, APART = 40.0, 20.0  # standard deviations from the training's mean: of a variable's median, and of what may be a fill value
+FILLS, HUGE = (999.0, 9999.0, 99999.0, 32767.0, 32768.0), 1e15  # what stands for missing entries where nobody declared it, of any sign
 
 
 def fits(record: Record, about: Fields, name: str) -> Record:
@@ -54,17 +55,14 @@ def _strange(record: Record, about: Fields) -> list[str]:
     """Variables whose values lie where those of no such variable do: in other units than the file says, or with undeclared fill values."""
     wrong: list[str] = []
     for channel, (variable, mean, std) in enumerate(zip(about.names, about.mean, about.std, strict=True)):
-        values = record.values[:, channel]
-        if np.isnan(values).all():
-            continue  # without which there is no start
-        middle, far = float(np.nanmedian(values)), float(values.flat[int(np.nanargmax(np.abs(values - mean)))])
+        values = record.values[:, channel][~np.isnan(record.values[:, channel])]
         model = f"the model's lie about {mean:g} with a deviation of {std:g}"
-        if abs(middle - mean) > MIDDLE * std:
-            wrong.append(f"values of {variable}: their median is {middle:g}, {model}; are they in other units than the file says?")
-        elif abs(far - mean) > FAR * std:
-            wrong.append(
-                f"values of {variable}: one is {far:g}, {model}; where it stands for a missing one, make it NaN or name it _FillValue"
-            )
+        size = np.abs(values)
+        fill = values[(np.isin(size, FILLS) | (size >= HUGE)) & (np.abs(values - mean) > APART * std)]
+        if len(values) and abs(middle := float(np.median(values)) - mean) > MIDDLE * std:
+            wrong.append(f"values of {variable}: their median is {middle + mean:g}, {model}; are they in other units than the file says?")
+        elif len(fill):
+            wrong.append(f"values of {variable}: {len(fill)} are {fill[0]:g}, {model}; if that means missing, make it NaN or _FillValue")
     return wrong
 
 
@@ -118,7 +116,7 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
 
 def _begins(time: str, want: str) -> bool:
     """Whether the time begins so, and its next figure is of another number: 2019-03-2 is no beginning of 2019-03-20."""
-    return time.startswith(want) and not time[len(want) :][:1].isdigit()
+    return time.startswith(want) and not (want[-1:].isdigit() and time[len(want) :][:1].isdigit())
 
 
 def check_leads(about: Fields, asked: Sequence[float] | None) -> tuple[float, ...]:

@@ -59,7 +59,7 @@ def check_base(base: Base, card: Card) -> None:
             problems.append(f"base: its {name} are {', '.join(there)}; those of {card.name} are {', '.join(here)}, in this order")
     theirs = base.denoiser.text
     if theirs is not None and (card.tokens is None or card.tokens.identity != theirs.identity):
-        problems.append(f"base: is told by {theirs.title}; train this stage with the same encoder (--text, --reference)")
+        problems.append(f"base: is told by {theirs.asked}; train this stage with the same encoder (--text, --reference)")
     if "image" in getattr(base.denoiser, "conditions", ()):
         problems.append("base: needs a condition image beside each sample, which a cascade does not hand down")
     if card.mask_channels:

@@ -37,7 +37,7 @@ def carry_on(saved: Checkpoint, config: TrainConfig, denoiser: NetworkDenoiser, 
             )
         elif then.identity != now.identity:
             problems.append(
-                f"{flag}: {run} was begun with another encoder, {then.title}, not {now.title}; name that one, or use another --out"
+                f"{flag}: {run} was begun with another encoder, {then.asked}, not {now.asked}; name that one, or use another --out"
             )
     if problems:
         raise ConfigError.of(problems)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ddpm.config import to_dict
 from ddpm.data import open_data, require
+from ddpm.data.checks import check_image
 from ddpm.data.dataset import Dataset
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.errors import ConfigError, DataError, NonFiniteError
@@ -196,6 +197,8 @@ def _trainer(
     require(dataset, config.batch)
     dataset = with_given(dataset, config.given)
     dataset = tokenised(dataset, config.text, config.conditional, say, world, device_of(config.device))
+    if config.conditional:
+        check_image(dataset)
     through = origin.through if origin is not None else None
     if through is None and config.autoencoder is not None:
         through = load_through(config.autoencoder, dataset)

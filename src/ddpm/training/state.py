@@ -180,6 +180,8 @@ class RunState:
     def load(self, saved: Checkpoint) -> None:
         """Take over a checkpoint; CheckpointError where a tensor does not fit, with nothing changed."""
         state = saved.document("state")
+        if ("loss" in saved.tensor_names) != bool(self.loss.state_dict()):
+            raise CheckpointError(f"{saved.path}: was trained with a loss that had other weights of its own; begin again in another folder")
         if is_sharded(self.denoiser):
             for average in self.averages:
                 sharded.restore(saved, average.name, ema_tensors(self.denoiser, average))

@@ -23,6 +23,13 @@ class TextSettings:
     )
     length: int = setting(64, "most tokens of a caption, the rest is cut; an encoder may take fewer", low=1, high=4096, flag="text-length")
     size: int = setting(128, "of words: entries of a token", low=8, high=4096, flag="text-size")
+    around: int = setting(
+        3,
+        "of words: words before and after, of which each token tells too; 0 goes on with runs of before that",
+        low=0,
+        high=16,
+        flag="text-around",
+    )
     reference: str | None = setting(
         None,
         "folder of an image tower of transformers (CLIP, DINOv2), which tells the model what each picture shows, or, where the data have "

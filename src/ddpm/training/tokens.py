@@ -78,7 +78,7 @@ def encoder_of(dataset: Dataset, settings: TextSettings) -> EncoderSettings:
         )
     if settings.encoder == "words":
         texts = dataset.texts
-        return vocabulary((texts[int(row)] for row in dataset.train_rows), settings.size, settings.length)
+        return vocabulary((texts[int(row)] for row in dataset.train_rows), settings.size, settings.length, settings.around)
     from ddpm.networks.encoders.text import text_settings
 
     return text_settings(str(settings.encoder), settings.length)
@@ -104,7 +104,7 @@ def with_tokens(dataset: Dataset, about: EncoderSettings, say: Say = lambda _: N
     before = dataset.card.tokens
     if before is not None and before.identity != about.identity:
         raise ConfigError(
-            f"{about.flag}: {dataset.card.name} was opened with another encoder, {before.title}, not {about.title}; open it anew"
+            f"{about.flag}: {dataset.card.name} was opened with another encoder, {before.asked}, not {about.asked}; open it anew"
         )
     if before is not None:
         return dataset

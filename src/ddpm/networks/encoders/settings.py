@@ -44,3 +44,9 @@ class EncoderSettings:
     def title(self) -> str:
         """What messages call it."""
         return f"{len(self.vocabulary)} words" if self.kind == "words" else f"{self.model} of {self.folder}"
+
+    @property
+    def asked(self) -> str:
+        """The same with the flags that make such a one."""
+        flags = f" (--text-size {self.size} --text-length {self.length} --text-around {self.around})"
+        return self.title + flags * (self.kind == "words")

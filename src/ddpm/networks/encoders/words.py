@@ -17,7 +17,7 @@ from ddpm.random import generator
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 NEAR = 3  # known words named beside an unknown one
-AROUND, SHARE = 3, 0.5  # words before and after that a token tells of, each in so long a vector beside the word's own of length 1
+SHARE = 0.5  # length of the vector of a word around, beside 1 of the word's own
 MOST = 50_000  # words of a vocabulary, which is stored with every checkpoint
 
 
@@ -26,19 +26,19 @@ def words(text: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
-def vocabulary(texts: Iterable[str], size: int, length: int) -> EncoderSettings:
+def vocabulary(texts: Iterable[str], size: int, length: int, around: int = 3) -> EncoderSettings:
     """The encoder whose words are those of the texts; ConfigError where they hold none, or too many."""
     found = sorted({word for text in texts for word in words(text)})
     if not found:
         raise ConfigError("text: the captions hold no words")
     if len(found) > MOST:
         raise ConfigError(f"text: the captions hold {len(found):,} different words, more than {MOST:,}; use an encoder of transformers")
-    return EncoderSettings(kind="words", size=size, length=length, vocabulary=tuple(found), around=AROUND)
+    return EncoderSettings(kind="words", size=size, length=length, vocabulary=tuple(found), around=around)
 
 
 class Words:
-    """Token i of a text is u(word i) + u(place i) + 1/2 sum_o u(o, word i + o), o = -3 .. 3 but 0: unit vectors of fixed random directions,
-    the same in every model.
+    """Token i of a text is u(word i) + u(place i) + 1/2 sum_o u(o, word i + o), 0 < |o| <= `around`: unit vectors of fixed random
+    directions, the same in every model.
 
     A word is told with those around it, as by an encoder that has read whole sentences: "three" of "a three above a seven" and of "a three
     below a seven" differ, and attention can look for what is above something. From words and places alone the network would have to learn
