@@ -54,7 +54,7 @@ def fits(record: Record, about: Fields, name: str) -> Record:
 def _strange(record: Record, about: Fields) -> list[str]:
     """Variables whose values lie where those of no such variable do: in other units than the file says, or with undeclared fill values."""
     wrong: list[str] = []
-    for channel, (variable, mean, std) in enumerate(zip(about.names, about.mean, about.std, strict=True)):
+    for channel, (variable, mean, std) in enumerate(zip(about.names, about.mean, about.std, strict=False)):  # may have none
         values = record.values[:, channel][~np.isnan(record.values[:, channel])]
         model = f"the model's lie about {mean:g} with a deviation of {std:g}"
         size = np.abs(values)
