@@ -92,6 +92,20 @@ def test_an_inflated_ensemble_has_its_mean_and_a_factor_of_its_spread(home: Path
     assert "inflate: got 3 factors for 2 leads (1, 6 h)" in capsys.readouterr().err
 
 
+def test_scores_on_days_that_the_checkpoint_was_chosen_by_say_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether the start is called held-out or named by its time."""
+    for name, words, chosen in (
+        ("best", ("--step", "best", "--start", "held-out", "--every", "24"), True),
+        ("named", ("--step", "best", "--start", "2019-03-10T00"), True),
+        ("earlier", ("--step", "best", "--start", "2019-03-05T00"), False),
+        ("newest", ("--start", "2019-03-10T00"), False),
+    ):
+        out = home / f"{name}-chosen.nc"
+        assert forecast(home, *words, "--score", "--out", str(out)) == 0
+        assert ("the checkpoint was chosen on these days" in capsys.readouterr().out) == chosen, name
+        assert json.loads(out.with_suffix(".scores.json").read_text())["of"]["chosen_on_these_days"] == chosen, name
+
+
 def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     celsius = dataset(hours=60, units="degC").isel(longitude=slice(1, None))
     written(celsius, home / "celsius.nc")

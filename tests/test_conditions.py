@@ -154,3 +154,14 @@ def test_a_resumed_run_and_one_that_starts_from_another_scale_as_it_did(tmp_path
     resumed = quietly(settings(tmp_path / "run", steps=6, accept_data_change=True), data=other).denoiser
     begun = quietly(settings(tmp_path / "new", init=str(tmp_path / "run")), data=other).denoiser
     assert resumed.vector_codec == begun.vector_codec == before == ddpm.load(tmp_path / "new").vector_codec
+
+
+def test_an_image_condition_in_grey_levels_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Where it is learned from: without conditions it is not looked at."""
+    image = np.full((40, 1, 8, 8), 255, np.uint8)
+    data = ddpm.from_arrays(np.zeros((40, 1, 8, 8), np.float32) + np.arange(40)[:, None, None, None], {"image": image})
+    small = ddpm.UNetConfig(channels=8, mults=(1,), blocks=1, attention=(), dropout=0.0)
+    with pytest.raises(DataError, match="the condition 'image' is 255 in root mean square"):
+        quietly(settings(tmp_path / "no", network=small, steps=1), data=data)
+    assert not (tmp_path / "no" / "latest").exists()
+    quietly(settings(tmp_path / "yes", network=small, steps=1, conditional=False), data=data)

@@ -13,17 +13,19 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from ddpm.data import DataSettings
 from ddpm.data.dataset import Dataset
-from ddpm.errors import DataError
+from ddpm.errors import CheckpointError, DataError
 from ddpm.networks.config import MLPConfig
 from ddpm.objective import Denoising
 from ddpm.process import Straight
 from ddpm.training import TrainConfig, Trainer, run, stop, trainer
 from ddpm.training.checkpoints import storage
+from ddpm.training.checkpoints.checkpoint import newest
 from ddpm.training.feed import Batch, Feed
-from small_runs import digests, held, metrics, quietly, settings, start, table
+from small_runs import digests, held, metrics, quietly, settings, start, table, trainer_for
 
 STEPS = 40
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -256,3 +258,16 @@ def test_data_may_move_but_not_change(tmp_path: Path, capsys: pytest.CaptureFixt
     codec = held(tmp_path / "run").document("config")["codec"]
     quietly(replace(other, accept_data_change=True))
     assert held(tmp_path / "run").step == 8 and held(tmp_path / "run").document("config")["codec"] == codec
+
+
+def test_weights_of_a_loss_that_are_not_there_any_more_are_named(tmp_path: Path) -> None:
+    """As after a loss lost or gained some: nothing is changed then."""
+    data = table()
+    quietly(settings(tmp_path / "with", loss=Denoising(uncertainty=True)), data=data)
+    saved = newest(tmp_path / "with")
+    assert saved is not None
+    plain = trainer_for(tmp_path / "plain", data)
+    before = [weights.clone() for weights in plain.denoiser.parameters()]
+    with pytest.raises(CheckpointError, match="trained with a loss that had other weights"):
+        plain.state.load(saved)
+    assert all(torch.equal(a, b) for a, b in zip(before, plain.denoiser.parameters(), strict=True))
