@@ -2,6 +2,7 @@
 
     python benchmarks/distillation.py --part exact                                about 15 minutes on one core
     python benchmarks/distillation.py --part digits --figure docs/distillation.png      hours on two cores; the same call goes on
+    python benchmarks/distillation.py --part cost                                 after digits; about 6 minutes on one core
 
 exact: the teacher is the exact denoiser of three bumps in two dimensions, the student a small MLP that begins as an ordinary denoiser of
 the same data. One step of the student is put beside where the trajectory through the same noise ends: RMS error over that of one step of
@@ -12,7 +13,9 @@ counts 1, a training pass 3, of a sample), in updates of --student-batch; studen
 Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's --reference steps of its
 own chain, all with the classes in the very shares of the data; beside it the teacher at as many calls, by the best of four solvers on three
 grids. Each student is trained in a process of its own, --processes side by side; costs are CPU seconds. FOLDER/rows.json keeps every row.
-The last line is JSON.
+
+cost: the CPU time of every student's training over the teacher's, by short runs of all of them in turns: what a row says of its own
+training was measured beside whatever else the machine did then. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_digits import METHODS, digits
+from distillation_digits import METHODS, costs, digits
 from torch import Tensor
 
 from ddpm.denoiser import Codec, Index, Mixture, NetworkDenoiser, V, default_clock
@@ -148,7 +151,7 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """One part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("exact", "digits"), default="exact")
+    parser.add_argument("--part", choices=("exact", "digits", "cost"), default="exact")
     parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(METHODS), help="some of them, between semicolons")
     parser.add_argument("--steps", type=int, default=4000, help="exact: updates of each student")
     parser.add_argument("--batch", type=int, default=512, help="exact: points an update")
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=None, help="digits: write the curves, such as docs/distillation.png")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(json.dumps(exact(args) if args.part == "exact" else digits(args)))
+    print(json.dumps({"exact": exact, "digits": digits, "cost": costs}[args.part](args)))
 
 
 if __name__ == "__main__":

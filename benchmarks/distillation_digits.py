@@ -54,6 +54,7 @@ COUNTS = (1, 2, 4)  # steps of students
 CALLS = (1, 2, 4, 8, 16, 32)  # of solvers; beyond 16 DDIM alone
 SOLVERS: dict[str, Sampler] = {"ddim": DDIM(), **{one.name: one.value for one in PRESETS if one.name in ("dpm++2m", "unipc", "adams")}}
 GRIDS: dict[str, Grid] = {"trailing": Trailing(), "level": Level(), "log-SNR": LogSNR()}
+TIMED, TURNS = (10, 50), 3  # updates of two runs whose difference gives the time of an update, and how often
 BLOCK = 1000  # samples of the chain that are one job
 Rows = dict[str, dict[str, Any]]
 Job = Callable[[], Rows]
@@ -151,6 +152,35 @@ def taught(args: argparse.Namespace) -> Rows:
     began = time.process_time()
     ended(train(settings(args), quiet=True))
     return {"teacher": {"seconds": round((time.process_time() - began) / left, 1) if left else None, "steps": args.teacher_steps}}
+
+
+def costs(args: argparse.Namespace) -> dict[str, float]:
+    """The CPU time of each student's whole training over the teacher's: the times of an update, medians of short runs made in turns, so
+    that other work on the machine slows all of them alike.
+    """
+    folder, whole, found = args.folder / "timed", settings(args), dict[str, list[float]]()
+    last = {name: list(students(args, name))[-1].config for name in args.methods}  # of progressive the one of a single round
+
+    def short(name: str, updates: int) -> float:
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.process_time()
+        if name == "teacher":
+            ended(train(replace(whole, steps=updates, out=str(folder)), quiet=True))
+        else:
+            ended(distill(args.folder / "teacher", replace(last[name], updates=updates, out=str(folder)), quiet=True))
+        return time.process_time() - began
+
+    for _ in range(TURNS):
+        for name in ("teacher", *args.methods):
+            less, more = (short(name, updates) for updates in TIMED)
+            found.setdefault(name, []).append((more - less) / (TIMED[1] - TIMED[0]))
+            print(f"{name}: {found[name][-1]:.4f} s an update", flush=True)
+    shutil.rmtree(folder)
+    middle = {name: sorted(times)[TURNS // 2] for name, times in found.items()}
+    shares = {name: last[name].updates * middle[name] / (whole.steps * middle["teacher"]) for name in args.methods}
+    for name, share in shares.items():
+        print(f"{name:<32} {share:.3f} of the teacher's CPU time")
+    return shares
 
 
 def chain(args: argparse.Namespace, first: int) -> Rows:
