@@ -65,11 +65,13 @@ class Regression(nn.Module):
         super().__init__()
         assert config.network is not None
         self.network = config.network.build(data.card.shape, 1, cond_spec(data.card, config))
-        self.codec = Codec.of(data.card)
+        self.codec, self.vector = Codec.of(data.card), Codec.of_vector(data.card)
 
     def forward(self, cond: dict[str, Tensor]) -> Tensor:
         """(B, C, H, W) in the space diffused in."""
         image = cond["image"]
+        if self.vector is not None:
+            cond = {**cond, "vector": self.vector.encode(cond["vector"])}
         return self.network(image.new_zeros(len(image), len(self.codec.scale), *image.shape[2:]), image.new_zeros(len(image)), cond)
 
 
@@ -280,7 +282,8 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    begun(args.folder / "asked.json", {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")})
+    asked = {key: getattr(args, key) for key in ("data", "minutes", "members", "calls", "every", "threads")}
+    begun(args.folder / "asked.json", {**asked, "earlier": EARLIER})
     setting, seeds = Setting(args, Path(args.data)), list[dict[str, Any]]()
     for seed in range(args.seeds) if args.seed_only is None else [args.seed_only]:
         place = args.folder / f"seed-{seed}.json"

@@ -68,3 +68,46 @@ def test_distances_below_zero_are_on_the_sprint_s_figure(
     import_module("cifar10_sprint").figure(found, tmp_path / "sprint.png")
     assert made[0][1].get_yscale() == scale and (tmp_path / "sprint.png").is_file()
     plt.close(made[0][0])
+
+
+def test_what_says_how_much_to_inflate_sees_nothing_of_the_held_out_days(tmp_path: Path) -> None:
+    """The file ends before them, and is not written anew."""
+    for library in ("xarray", "h5netcdf", "h5py"):
+        pytest.importorskip(library)
+    from ddpm.data import DataSettings, open_data
+    from ddpm.data.field_opening import open_fields
+    from ddpm.data.settings import FieldSettings
+    from field_files import dataset, written
+
+    path = written(dataset(), tmp_path / "x.nc")
+    card = open_data(DataSettings(data=str(path), holdout=0.3, fields=FieldSettings(past=1, leads=(1.0,)))).card
+    assert card.fields is not None and card.fields.held
+    early = import_module("forecast").before(path, card.fields.held, tmp_path / "early.nc")
+    with open_fields(path) as whole, open_fields(early) as part:
+        assert part.time.values[-1] == np.datetime64(card.fields.held) - np.timedelta64(1, "h")
+        np.testing.assert_array_equal(part.t2m.values, whole.t2m.values[: len(part.time)])
+    written_at = early.stat().st_mtime_ns
+    assert import_module("forecast").before(path, card.fields.held, early).stat().st_mtime_ns == written_at
+
+
+def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast = import_module("forecast")
+    seen: list[Any] = []
+
+    class Earlier:
+        record, rows = None, ()
+        about = SimpleNamespace(leads=(1.0, 6.0), held="2019-03-20", units=("K",))
+
+        def members(self, model: Any, seed: int, autocast: Any, members: int) -> str:
+            return f"{members} of seed {seed}"
+
+    monkeypatch.setattr(forecast, "before", lambda path, time, out: seen.append((path, time)) or out)
+    monkeypatch.setattr(forecast, "Setting", lambda args, path: Earlier())
+    monkeypatch.setattr(forecast, "trained", lambda setting, seed, steps, run, clock: seen.append((steps, run.name)) or (None, None))
+    found = {lead: {"model": SimpleNamespace(ratio=ratio)} for lead, ratio in ((1.0, 0.9), (6.0, 0.4))}
+    monkeypatch.setattr(forecast, "scores", lambda *given: seen.append(given[-1]) or found)
+    monkeypatch.setattr(forecast, "table", lambda found, unit: "")
+    whole = SimpleNamespace(path=Path("x.nc"), about=SimpleNamespace(held="2019-03-26"))
+    factor = forecast.inflation(SimpleNamespace(folder=tmp_path, members=50), whole, 3, 435)
+    assert factor == pytest.approx(1.0 / 0.6)
+    assert seen == [(Path("x.nc"), "2019-03-26"), (435, "earlier-3"), "20 of seed 3"]

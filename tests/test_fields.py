@@ -19,7 +19,7 @@ from ddpm.data import DataSettings, open_data  # noqa: E402
 from ddpm.data import field_opening as opening  # noqa: E402
 from ddpm.data.field_files import check_output, sampled, write  # noqa: E402
 from ddpm.data.fields import read_record  # noqa: E402
-from ddpm.data.forecast import circles, maps, vector_names  # noqa: E402
+from ddpm.data.forecast import maps, vector_names  # noqa: E402
 from ddpm.data.settings import FieldSettings  # noqa: E402
 from ddpm.denoiser.fields import Fields  # noqa: E402
 from ddpm.errors import ConfigError, DataError, MissingLibraryError  # noqa: E402
@@ -189,9 +189,12 @@ def test_longitudes_round_the_earth_are_a_circle() -> None:
     axis = Axis(name="longitude", units="degrees_east", values=tuple(float(place) for place in range(0, 360, 10)))
     base = {name: ("",) for name in ("names", "variables", "levels", "units", "standard_names", "long_names")}
     about = Fields(**base, rows=Axis(name="latitude", values=(1.0, 2.0)), columns=axis)  # type: ignore[arg-type]
-    assert circles(about) and maps(about).shape == (3, 2, 36)
+    assert axis.circle and maps(about).shape == (3, 2, 36)
     part = replace(about, columns=replace(axis, values=axis.values[:-1]))
-    assert not circles(part) and maps(part).shape == (2, 2, 35)
+    assert not part.columns.circle and maps(part).shape == (2, 2, 35)
+    assert not replace(axis, values=(*axis.values[:-1], 349.0)).circle and not replace(axis, name="x", units="degrees").circle
+    assert replace(axis, values=axis.values[::-1]).circle
+    assert replace(axis, values=tuple(np.arange(0.0, 360.0, 0.1, dtype=np.float32).tolist())).circle
 
 
 BAD = {

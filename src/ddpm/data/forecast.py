@@ -158,19 +158,8 @@ def maps(about: Fields) -> Array:
     """(2 or 3, H, W): how far down and how far right, from -1 to 1; longitudes all round the Earth by sine and cosine instead."""
     down, right = (np.linspace(-1.0, 1.0, len(axis.values)) for axis in (about.rows, about.columns))
     size = (len(down), len(right))
-    across = [right]
-    if circles(about):
-        across = _waves(np.asarray(about.columns.values), 360.0)
+    across = _waves(np.asarray(about.columns.values), 360.0) if about.columns.circle else [right]
     return np.stack([np.broadcast_to(down[:, None], size), *(np.broadcast_to(one, size) for one in across)]).astype(np.float32)
-
-
-def circles(about: Fields) -> bool:
-    """Whether the columns are longitudes that go all round the Earth, evenly."""
-    values = np.asarray(about.columns.values)
-    if len(values) < 3 or not (about.columns.units.startswith("degree") or about.columns.name.lower().startswith("lon")):
-        return False
-    gaps = np.diff(values)
-    return bool(np.allclose(gaps, gaps[0]) and abs(abs(gaps[0]) * len(values) - 360.0) < 1e-3 * abs(gaps[0]) * len(values))
 
 
 class Departures(Lazy):

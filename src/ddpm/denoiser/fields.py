@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,16 @@ class Axis:
     def longitude(self) -> bool:
         """Whether it is one, likewise."""
         return self._is("east", ("longitude", "grid_longitude"), ("lon", "longitude", "rlon"))
+
+    @property
+    def circle(self) -> bool:
+        """Whether it is longitudes that go all round the Earth, evenly."""
+        values = self.values
+        if len(values) < 3 or not self.longitude:
+            return False
+        step = values[1] - values[0]
+        even = all(math.isclose(after - before, step, rel_tol=1e-3) for before, after in pairwise(values))  # files hold them in float32
+        return even and math.isclose(abs(step) * len(values), 360.0, abs_tol=1e-3 * abs(step) * len(values))
 
     def _is(self, way: str, standard: tuple[str, ...], names: tuple[str, ...]) -> bool:
         said = self.units.lower().replace("s_", "_")
