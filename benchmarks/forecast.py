@@ -5,8 +5,9 @@
 The recipe `forecast` is trained for so many CPU minutes a seed (the number of steps that fits is measured first), and a regression with the
 same network, conditions, optimizer and minutes on the mean square of the same departures. Half of the minutes goes to a run of its own on
 the training days alone, which holds out the last of them: one over the spread-skill ratio of its ensembles there, the geometric mean over
-the leads (single ones are uncertain: a few days), is how much those of the other run are inflated; how they are without that is said beside
-it. Both make as many steps: the longer a run, the narrower its ensembles. Scored on the days that training held out, every --every hours,
+the leads (single ones are uncertain: a few days), is how much those of the other run are inflated, or not at all where that is below 1: a
+few days do not say that ensembles are too wide. How they are without it is said beside it. Both make as many steps: the longer a run, the
+narrower its ensembles. Scored on the days that training held out, every --every hours,
 by ensembles of --members drawn in --calls network calls each: CRPS (fair), mean absolute and root mean square error of the ensemble's mean,
 spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an ensemble. For one
 member the CRPS is the mean absolute error.
@@ -204,7 +205,7 @@ def inflation(args: argparse.Namespace, whole: Setting, seed: int, steps: int) -
     drawn = earlier.members(model, seed, autocast, min(FEWER, args.members))
     found = scores(earlier.record, earlier.about, earlier.rows, earlier.about.leads, drawn)
     print(f"seed {seed}, by days from {earlier.about.held} on\n{table(found, earlier.about.units[0])}", flush=True)
-    return float(np.exp(-np.mean([np.log(one["model"].ratio) for one in found.values()])))
+    return max(1.0, float(np.exp(-np.mean([np.log(one["model"].ratio) for one in found.values()]))))
 
 
 def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_what_says_how_much_to_inflate_sees_nothing_of_the_held_out_days(tmp_pat
     assert import_module("forecast").before(path, card.fields.held, early).stat().st_mtime_ns == written_at
 
 
-def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios_and_at_least_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forecast = import_module("forecast")
     seen: list[Any] = []
 
@@ -105,9 +105,12 @@ def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios(tm
     monkeypatch.setattr(forecast, "Setting", lambda args, path: Earlier())
     monkeypatch.setattr(forecast, "trained", lambda setting, seed, steps, run, clock: seen.append((steps, run.name)) or (None, None))
     found = {lead: {"model": SimpleNamespace(ratio=ratio)} for lead, ratio in ((1.0, 0.9), (6.0, 0.4))}
+    wide = {lead: {"model": SimpleNamespace(ratio=1.2)} for lead in found}
     monkeypatch.setattr(forecast, "scores", lambda *given: seen.append(given[-1]) or found)
     monkeypatch.setattr(forecast, "table", lambda found, unit: "")
     whole = SimpleNamespace(path=Path("x.nc"), about=SimpleNamespace(held="2019-03-26"))
     factor = forecast.inflation(SimpleNamespace(folder=tmp_path, members=50), whole, 3, 435)
     assert factor == pytest.approx(1.0 / 0.6)
     assert seen == [(Path("x.nc"), "2019-03-26"), (435, "earlier-3"), "20 of seed 3"]
+    monkeypatch.setattr(forecast, "scores", lambda *given: wide)
+    assert forecast.inflation(SimpleNamespace(folder=tmp_path, members=50), whole, 3, 435) == 1.0  # a few days do not narrow ensembles
