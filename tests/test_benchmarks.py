@@ -90,7 +90,9 @@ def test_what_says_how_much_to_inflate_sees_nothing_of_the_held_out_days(tmp_pat
     assert import_module("forecast").before(path, card.fields.held, early).stat().st_mtime_ns == written_at
 
 
-def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios_and_at_least_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_factor_of_inflation_is_one_over_the_geometric_mean_of_the_ratios_and_at_least_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forecast = import_module("forecast")
     seen: list[Any] = []
 
