@@ -5,9 +5,9 @@
 The recipe `forecast` is trained for so many CPU minutes a seed (the number of steps that fits is measured first), and a regression with the
 same network, conditions, optimizer and minutes on the mean square of the same departures. Half of the minutes goes to a run of its own on
 the training days alone, which holds out the last of them: one over the spread-skill ratio of its ensembles there, the geometric mean over
-the leads (single ones are uncertain: a few days), is how much those of the other run are inflated, or not at all where that is below 1: a
-few days do not say that ensembles are too wide. How they are without it is said beside it. Both make as many steps: the longer a run, the
-narrower its ensembles. Scored on the days that training held out, every --every hours,
+the leads (single ones are uncertain), and sqrt(n / (n - 2)) more where these are n days, is how much those of the other run are inflated: a
+variance that is known from n days leaves what comes with Student's t, which is wider. How they are without it is said beside it. Both runs
+make as many steps: the longer a run, the narrower its ensembles. Scored on the days that training held out, every --every hours,
 by ensembles of --members drawn in --calls network calls each: CRPS (fair), mean absolute and root mean square error of the ensemble's mean,
 spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an ensemble. For one
 member the CRPS is the mean absolute error.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -40,7 +41,7 @@ from ddpm.data import open_data
 from ddpm.data.dataset import Dataset
 from ddpm.data.field_files import write
 from ddpm.data.field_opening import open_fields
-from ddpm.data.fields import Record, read_record
+from ddpm.data.fields import DAY, Record, read_record
 from ddpm.denoiser import Codec, NetworkDenoiser
 from ddpm.denoiser.fields import Fields
 from ddpm.evaluation.forecasting import as_json, ensemble, inflated, scores, starts, table, truth
@@ -199,13 +200,14 @@ def trained(setting: Setting, seed: int, steps: int, run: Path, clock: Path) -> 
 
 
 def inflation(args: argparse.Namespace, whole: Setting, seed: int, steps: int) -> float:
-    """How much to inflate, by a run of so many steps that sees nothing of the held-out days."""
+    """How much to inflate, by a run of so many steps that sees nothing of the held-out days: three days or more are scored."""
     earlier = Setting(args, before(whole.path, whole.about.held, args.folder / "earlier.nc"))
     model, autocast = trained(earlier, seed, steps, args.folder / f"earlier-{seed}", args.folder / f"earlier-{seed}.seconds.json")
     drawn = earlier.members(model, seed, autocast, min(FEWER, args.members))
     found = scores(earlier.record, earlier.about, earlier.rows, earlier.about.leads, drawn)
     print(f"seed {seed}, by days from {earlier.about.held} on\n{table(found, earlier.about.units[0])}", flush=True)
-    return max(1.0, float(np.exp(-np.mean([np.log(one["model"].ratio) for one in found.values()]))))
+    days = len(np.unique(earlier.record.seconds[earlier.rows] // DAY))
+    return float(np.exp(-np.mean([np.log(one["model"].ratio) for one in found.values()]))) * math.sqrt(days / (days - 2))
 
 
 def job(setting: Setting, seed: int, steps: int, folder: Path) -> dict[str, Any]:
