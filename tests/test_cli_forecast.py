@@ -123,11 +123,16 @@ def test_what_does_not_fit_is_refused(home: Path, capsys: pytest.CaptureFixture[
         (("--start", "2019-03-01T05:"), "a forecast needs those of the last 24 h, 1 h apart"),
         (("--start", "2020-01-01"), "no field at 2020-01-01; its times go from 2019-03-01T00:00:00 to 2019-03-10T23:00:00"),
         (("--start", "2019-03-01T05"), "a forecast needs those of the last 24 h, 1 h apart"),
+        (
+            ("--score", "--out", str(home / "last.nc")),
+            "no field at any of the times that are forecast; start earlier, or leave --score out",
+        ),
         (("--out", "x.png"), "fields are written as .nc, .nc4, .zarr"),
         (("--out", str(home / "x.nc")), "is there already"),
     ):
         assert forecast(home, *words) in (2, 3)
         assert message in capsys.readouterr().err
+    assert not (home / "last.nc").exists()
     mislabelled = dataset(hours=60)
     mislabelled["t2m"].values[:] -= 273.15
     written(mislabelled, home / "mislabelled.nc")

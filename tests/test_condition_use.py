@@ -78,6 +78,35 @@ def test_inspect_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert told["condition"]["keys"]["class"]["used"] is False and told["condition"]["keys"]["class"]["pairs"] == told["condition"]["pairs"]
 
 
+def test_a_run_on_data_from_python_shows_its_facts_and_says_where_the_rest_is(
+    run: tuple[bool, Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(run[1])]) == 3
+    shown = capsys.readouterr()
+    assert "class, 2: low, high" in shown.out and "not the data" in shown.err and "metrics.jsonl (condition_gain)" in shown.err
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_network_that_is_deaf_to_null_is_told_of(reads: bool, tmp_path: Path) -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(3, 8)
+            self.net = torch.nn.Sequential(torch.nn.Linear(12, 64), torch.nn.SiLU(), torch.nn.Linear(64, 3))
+
+        def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            which = cond["class"].masked_fill(cond["null"], 2) if reads and "null" in cond else cond["class"]
+            return self.net(torch.cat([x, (c_noise / 1000)[:, None], self.table(which)], 1))
+
+    optimizer = ddpm.training.OptimizerSettings(lr=3e-3, warmup=10)
+    config = settings(
+        tmp_path / "run", steps=200, batch=64, evaluate_every=200, checkpoint_every=200, optimizer=optimizer, ema=0.2, network=None
+    )
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        ddpm.train(config, data=clouds(shuffled=False), network=Own())
+    assert ("the network answers the same when" in text.getvalue()) != reads
+
+
 class Named(Denoiser):
     """Knows each class's mean, and nothing else; a vector says nothing to it."""
 

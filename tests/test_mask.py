@@ -148,6 +148,16 @@ def test_sets_of_points_train_sample_and_resume_to_the_bit(tmp_path) -> None:
     told = torch.from_numpy(mask[:5, None])
     drawn = ddpm.sample(loaded, 5, steps=5, cond={"mask": told})
     assert drawn.shape == (5, 3, 6) and bool(drawn.isfinite().all())
+    full = torch.ones(5, 1, 6, dtype=torch.bool)
+    torch.testing.assert_close(ddpm.sample(loaded, 5, steps=2), ddpm.sample(loaded, 5, steps=2, cond={"mask": full}), rtol=0, atol=0)
+    for cond, said in (
+        ({"mask": full[:, :, :5]}, r"cond\['mask'\]: got \(5, 1, 5\), must be \(5, 3, 6\), or 1 in the place of the channels"),
+        ({"mask": torch.full((5, 2, 6), 1.0)}, r"cond\['mask'\]: got \(5, 2, 6\)"),
+        ({"mask": torch.full((5, 1, 6), 0.5)}, "must be 1 where an entry is there and 0 elsewhere"),
+        ({"mask": full, "maks": full}, r"cond\['maks'\]: this model is told mask"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            ddpm.sample(loaded, 5, steps=2, cond=cond)
     middle = torch.tensor(data.card.mean, dtype=torch.float32).reshape(1, 3, 1).expand(5, 3, 6)
     torch.testing.assert_close(drawn[~told.expand(5, 3, 6)], middle[~told.expand(5, 3, 6)], rtol=1e-5, atol=1e-5)
 

@@ -259,6 +259,7 @@ def test_python_draws_the_same_and_guidance_reaches_it(run: Path, tmp_path: Path
         (["--prompt", "a zero above a tow"], "the word 'tow' is unknown; nearest: two"),
         (["--prompt", "a " * 65], "65 words, this model reads 64; shorten it"),
         (["--prompt", "?!"], "'?!': no word in it"),
+        (["--prompt", "", "--guidance", "2"], '--guidance: is towards what is asked for, and nothing is; give --prompt "TEXT"'),
         (["--guidance", "2"], '--guidance: is towards what is asked for, and nothing is; give --prompt "TEXT"'),
         (["--like", "digits:3"], "this model is told by text; use prompts, --prompt"),
         (["--prompt", "a", "--prompts", "x.txt"], "a file of prompts and --prompt; give one of the two"),

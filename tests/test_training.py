@@ -147,6 +147,15 @@ class Own(nn.Module):
         return self.layers(torch.cat([x, c_noise[:, None] / 1000.0], 1))
 
 
+def test_what_was_left_out_of_the_data_is_said_and_no_picture_is_shown_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = table()
+    ddpm.train(settings(tmp_path, steps=1), data=replace(data, card=replace(data.card, notices=("3 rows are left out",))))
+    assert "\n  3 rows are left out\n" in capsys.readouterr().err
+    assert "![samples]" not in (tmp_path / "README.md").read_text(encoding="utf-8")  # no preview was drawn
+
+
 def test_ones_own_network_and_data_are_asked_for_again(tmp_path: Path) -> None:
     quietly(settings(tmp_path), network=Own(), data=table())
     assert held(tmp_path).document("config")["network"] == {"own": "Own"}

@@ -88,7 +88,18 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     config = resolve(ForecastConfig, [typed], FAMILIES)
     from ddpm.data.field_files import check_output, forecasts, write
     from ddpm.data.fields import is_fields, read_record, text
-    from ddpm.evaluation.forecasting import as_json, check_inflation, check_leads, ensemble, fits, inflated, scores, starts, table
+    from ddpm.evaluation.forecasting import (
+        as_json,
+        check_inflation,
+        check_leads,
+        check_scored,
+        ensemble,
+        fits,
+        inflated,
+        scores,
+        starts,
+        table,
+    )
     from ddpm.training.checkpoints.storage import write_text
 
     path = Path(config.data).expanduser()
@@ -103,6 +114,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     record = fits(read_record(path, list(dict.fromkeys(about.variables))), about, path.name)
     rows, leads = starts(record, about, config.start, config.every, path.name), check_leads(about, config.leads)
     factors = check_inflation(config.inflate, leads, config.members)
+    if config.score:
+        check_scored(record, rows, leads)  # before hours of drawing
 
     def draw(first: int, size: int, cond: dict[str, torch.Tensor]) -> torch.Tensor:
         return drawing.draw(first, size, config.seed, {key: value.to(device) for key, value in cond.items()})

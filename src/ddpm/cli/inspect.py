@@ -62,7 +62,7 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     from ddpm.errors import DataError
     from ddpm.evaluation.scored import card_of
     from ddpm.training.classifier import run_data
-    from ddpm.training.health.condition_use import condition_use
+    from ddpm.training.health.condition_use import DEAF, condition_use
     from ddpm.training.latents import card_fingerprint, diffused
     from ddpm.training.state import load_with_card, open_run
 
@@ -70,23 +70,28 @@ def _run(run: str, typed: Layer, as_json: bool) -> int:
     settings = resolve(DataSettings, [Layer("the run", to_dict(run_data(saved))), typed])
     model, document = load_with_card(run)
     found: ConditionUse | None = None
+    about = facts(run, saved.step, model, document)
+    if not as_json:
+        print("\n".join(f"{key:<{max(map(len, about))}}  {value}" for key, value in about.items()), flush=True)
     if model.meaning == "mean" and model.conditions:
         opened = open_data(settings)
         own = card_of(run)
         if own is not None and (own.fingerprint, own.held_out) != (card_fingerprint(opened, model), opened.card.held_out):
-            raise DataError(f"{opened.card.name}: not the data, or not the split, that {run} was trained on; name those with --data")
+            raise DataError(
+                f"{opened.card.name}: not the data, or not the split, that {run} was trained on; name those with --data. What conditions "
+                "were worth at each evaluation is in the run's metrics.jsonl (condition_gain)"
+            )
         data = diffused(opened, model)
         found = condition_use(model.eval(), data, model.conditions, hidden=document["cond_dropout"] > 0.0)
-    about = facts(run, saved.step, model, document)
     if as_json:
         print(json.dumps({**about, "condition": None if found is None else _numbers(found)}, indent=1))
         return 0
-    width = max(map(len, about))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in about.items()))
     if found is not None:
         print(f"\nheld-out |eps - eps_hat|^2 per entry, with the own condition, with it hidden, with another sample's\n{table(found)}")
         for key in found.keys:
             print(f"{'WARNING: ' * (key in found.ignored)}{found.words(key)}")
+        if found.deaf:
+            print(f"WARNING: {DEAF}")
     elif model.conditions:
         print("\nwhat its conditions are worth was not measured: nothing is held out, or it is a student, which predicts no mean")
     return 0

@@ -75,14 +75,14 @@ class Prompting:
         blank = (not asked and self.like is None) or not all(asked)
         if blank and document["cond_dropout"] == 0.0:
             raise ConfigError(f"{flag.split(' ')[0]}: this model was trained with --cond-dropout 0, so it must be told; give {flag}")
+        if guided and not any(asked) and self.like is None and not (document["classes"] or document["vector"]):
+            raise ConfigError(f"--guidance: is towards what is asked for, and nothing is; give {flag}")
         if asked:
             many = self._tokens(prompts, model, asked)
             dealt = [i * len(asked) // n if n >= len(asked) else i for i in range(n)]
             return {"tokens": many[dealt]}, [asked[i] for i in dealt]
         if self.like is not None:
             return {"tokens": self._tokens(references, model, self._picture(model)).expand(n, -1, -1)}, []
-        if guided and not (document["classes"] or document["vector"]):
-            raise ConfigError(f"--guidance: is towards what is asked for, and nothing is; give {flag}")
         return {"tokens": nothing(about, n)}, []
 
     def beside(

@@ -73,6 +73,7 @@ class Denoiser(nn.Module, ABC):
     parameterization: Parameterization = V()  # the basis losses compare in
     log_snr_range: tuple[float, float] = (-float("inf"), float("inf"))  # where the predictions can be trusted
     shape: tuple[int, ...]  # D
+    conditions: frozenset[str] | None = None  # what it may be asked for under; None: not known
     classes: int = 0  # of the condition "class"; 0: none, or not known
     codec: Codec | None = None  # None: the data are diffused as they are
     base: Base | None = None  # what draws the smaller samples it enlarges, where it does
@@ -96,6 +97,7 @@ class Denoiser(nn.Module, ABC):
         self.process, self.parameterization, self.log_snr_range = other.process, other.parameterization, other.log_snr_range
         self.shape, self.codec, self.classes, self.self_condition = other.shape, other.codec, other.classes, other.self_condition
         self.meaning, self.times, self.base, self.text = other.meaning, other.times, other.base, other.text
+        self.conditions = other.conditions
 
     def null(self, cond: Cond) -> Cond:
         """The condition that says nothing: the same mapping with `null` set for every sample."""
@@ -144,7 +146,8 @@ class NetworkDenoiser(Denoiser):
     network: (x, c_noise (B,), cond) -> (B, C, *axes), or (B, 2C, *axes) with a learned variance, whose second half f gives v = (f + 1)/2
     (Nichol, Dhariwal, 2021, arXiv:2102.09672, eq. 15). conditions: the keys the network was made for; called without any, it is told that
     all are hidden. classes: how many ids the condition "class" may have. self_condition: the network takes cond["x0"], which is then always
-    there. augmented: entries of cond["augment"], likewise; zeros: not augmented. guided: the network takes cond["guidance"] (B,), the scale
+    there. augmented: entries of cond["augment"], likewise; zeros: not augmented. masked: channels of cond["mask"], likewise; ones:
+    nothing is missing. guided: the network takes cond["guidance"] (B,), the scale
     of classifier-free guidance it imitates; ones: none. student: what distillation made of it. through: the autoencoder in whose latents it
     diffuses, and the codec of the data that takes; `codec` is then that of the latents. base: the network takes cond["low"] and
     cond["low_noise"], a sample of this denoiser enlarged, which `sample` draws first. given: what cond["image"] is made of, where it is
@@ -172,6 +175,7 @@ class NetworkDenoiser(Denoiser):
         classes: int = 0,
         self_condition: bool = False,
         augmented: int = 0,
+        masked: int = 0,
         guided: bool = False,
         student: Student | None = None,
         through: tuple[Autoencoder, Codec] | None = None,
@@ -190,9 +194,10 @@ class NetworkDenoiser(Denoiser):
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride]  (a network's is never None)
         if through is not None and self.autoencoder is not None:
             self.codec = LatentCodec.through(self.autoencoder, through[1], codec)
-        self.shape, self.learned_variance, self.conditions, self.classes = shape, learned_variance, frozenset(conditions), classes
+        self.shape, self.learned_variance, self.classes = shape, learned_variance, classes
+        self.conditions: frozenset[str] = frozenset(conditions)  # pyright: ignore[reportIncompatibleVariableOverride]  (always known)
         self.self_condition, self.augmented, self.guided, self.student = self_condition, augmented, guided, student
-        self.given = given
+        self.given, self.masked = given, masked
         self.text, self.vector_codec = text, vector_codec
         if student is not None:
             self.meaning, self.times = student.meaning, student.times
@@ -227,6 +232,8 @@ class NetworkDenoiser(Denoiser):
             cond = {**(cond or {}), "x0": torch.zeros_like(x)}
         if self.augmented and not (cond and "augment" in cond):
             cond = {**(cond or {}), "augment": x.new_zeros(len(x), self.augmented)}
+        if self.masked and not (cond and "mask" in cond):
+            cond = {**(cond or {}), "mask": torch.ones((len(x), self.masked, *x.shape[2:]), dtype=torch.bool, device=x.device)}
         if self.guided and not (cond and "guidance" in cond):
             cond = {**(cond or {}), "guidance": x.new_ones(len(x))}
         if self.base is not None and not (cond and "low" in cond):

@@ -217,6 +217,7 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
 
     drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
     """
+    check_scored(record, rows, leads)
     out: dict[str, dict[str, Scores]] = {}
     for number, lead in enumerate(leads):
         there, real = truth(record, rows, lead)
@@ -233,9 +234,13 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
         if least > 1:
             systems["climatology"] = lambda case, hours=hours, usual=usual, least=least: usual[hours[case]][-least:]
         out[f"{lead:g}"] = _scored(systems, real, about)
-    if not out:
-        raise DataError("score: the file has no field at any of the times that were forecast")
     return out
+
+
+def check_scored(record: Record, rows: Rows, leads: Sequence[float]) -> None:
+    """DataError where no truth is there at all."""
+    if not any(truth(record, rows, lead)[0].any() for lead in leads):
+        raise DataError("score: the file has no field at any of the times that are forecast; start earlier, or leave --score out")
 
 
 def _scored(systems: dict[str, System], real: NDArray[np.float32], about: Fields) -> dict[str, Scores]:

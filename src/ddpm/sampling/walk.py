@@ -65,10 +65,20 @@ def check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int, start: T
             problems.append(f"cond[{key!r}]: got {type(value).__name__}, must be a tensor of n = {n} rows")
         elif len(value) != n:
             problems.append(f"cond[{key!r}]: got {len(value)} rows, must be n = {n}")
+        elif key == "mask" and (value.shape[2:] != denoiser.shape[1:] or value.shape[1] not in (1, denoiser.shape[0])):
+            wide = (n, denoiser.shape[0], *denoiser.shape[1:])
+            problems.append(f"cond['mask']: got {tuple(value.shape)}, must be {wide}, or 1 in the place of the channels")
+        elif key == "mask" and not bool(((value == 0) | (value == 1)).all()):
+            problems.append("cond['mask']: must be 1 where an entry is there and 0 elsewhere; got other values")
         elif key == "class" and denoiser.classes and not bool(((value >= 0) & (value < denoiser.classes)).all()):
             problems.append(
                 f"cond['class']: got ids {int(value.min())} to {int(value.max())}, this model knows 0 to {denoiser.classes - 1}"
             )
+    if (known := denoiser.conditions) is not None:
+        can = sorted({*known, "mask"})
+        problems += [
+            f"cond[{key!r}]: this model is told {' and '.join(can)}" for key in cond or {} if key not in {*known, *UNASKED, "null"}
+        ]
     if problems:
         raise ConfigError.of(problems)
 

@@ -87,13 +87,14 @@ def loss_figure(run: Path) -> Path | None:
     if not train:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
-    axes.plot(*zip(*train, strict=True), color="C0", alpha=0.7, label="training loss")
+    alone = "o" if len(train) == 1 else ""  # a line of one point would not be seen
+    axes.plot(*zip(*train, strict=True), color="C0", alpha=0.7, marker=alone, label="training loss")
     if held:
         steps, losses, floors = zip(*held, strict=True)
         what = "|eps - eps_hat|^2" if floors[0] is not None else "objective"
         axes.plot(steps, losses, "o-", color="C1", markersize=3, label=f"held-out {what}, averaged weights")
         if floors[0] is not None:
-            axes.plot(steps, floors, "--", color="grey", label="best a Gaussian can do")
+            axes.plot(steps, floors, "--", color="grey", marker="_" if len(steps) == 1 else "", label="best a Gaussian can do")
     positive = min(value for _, value in train) > 0 and all(value > 0 for _, value, _ in held)
     axes.set(xlabel="step", ylabel="loss per entry", yscale="log" if positive else "linear")
     axes.legend(frameon=False)
@@ -112,9 +113,7 @@ tags: [diffusion, denoising-diffusion-probabilistic-model]
 # {name}
 
 A denoising diffusion model of {what}, trained for {steps} steps of {images} samples.
-
-![samples](samples/{picture})
-
+{picture}
 | | |
 |---|---|
 | data | {data}: {count} samples {shape}, {held} held out; fingerprint `{fingerprint}` |
@@ -165,7 +164,7 @@ def model_card(trainer: Trainer) -> Path:
         "what": card.name,
         "steps": trainer.state.step,
         "images": config.batch * config.accumulate,
-        "picture": pictures[-1].name if pictures else "",
+        "picture": f"\n![samples](samples/{pictures[-1].name})\n" if pictures else "",
         "data": card.name,
         "count": card.count,
         "shape": card.shape,

@@ -164,6 +164,8 @@ def _introduce(config: TrainConfig, dataset: Dataset, machine: Machine, state: R
     held = f", {card.held_out} held out" if card.held_out else ""
     many = f"{world.size} processes, " if world.size > 1 else ""
     say(f"{card.name}: {card.count} samples {card.shape}{held}; {count:,} parameters; seed {config.seed}")
+    for notice in card.notices:
+        say(f"  {notice}")
     say(f"{many}{machine.device}, {torch.get_num_threads()} threads, {machine.precision} ({machine.why}); run folder {config.out}")
     if machine.device.type == "cpu" and sys.platform == "linux" and fused.library() is None and isinstance(config.network, UNetConfig):
         say("no C++ compiler, by $CXX or as g++, or it failed: group norm goes by torch's operators, which is slower")

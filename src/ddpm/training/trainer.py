@@ -217,7 +217,10 @@ class Trainer:
         found = None
         if self.config.monitor:
             with swapped(self.denoiser, self.state.ema.weights):
-                found = condition_use(self.denoiser, self.dataset, self.keys, own=result, autocast=self.machine.autocast, world=self.world)
+                found = condition_use(
+                    self.denoiser, self.dataset, self.keys, own=result, autocast=self.machine.autocast, world=self.world,
+                    hidden=self.config.network is None and self.config.cond_dropout > 0.0,  # a person's own network may not read "null"
+                )  # fmt: skip
             lines += self.monitor.condition_used(self.state.step, found)
         for line in lines:
             say(line)

@@ -84,6 +84,11 @@ class ConditionUse(NamedTuple):
         """The conditions that make no difference though many samples differ in them."""
         return [key for key, found in self.keys.items() if found.enough and not found.used]
 
+    @property
+    def deaf(self) -> bool:
+        """Whether the model uses its conditions, and answers the same, to the last bit, when it is told that they are hidden."""
+        return self.hidden is not None and self.hidden == self.own and any(found.used for found in self.keys.values())
+
     def words(self, key: str) -> str:
         """What is to be said of a condition; where it is not used, what to do."""
         found = self.keys[key]
@@ -107,6 +112,10 @@ class ConditionUse(NamedTuple):
         }
 
 
+DEAF = (
+    'the network answers the same when cond["null"] says that conditions are hidden: it does not know an answer without, so guidance has '
+    'nothing to move away from. Let it read cond["null"] (B,), true where they are hidden, or train with --cond-dropout 0'
+)
 ADVICE = {
     "class": "Do the labels belong to their samples (ddpm inspect DATA)",
     "": "Do the conditions belong to their samples",

@@ -19,7 +19,7 @@ from ddpm.objective import Draws, Loss
 from ddpm.process import At
 from ddpm.training.distributed.world import World
 from ddpm.training.feed import Feed, conditions, encoded
-from ddpm.training.health.condition_use import ConditionUse
+from ddpm.training.health.condition_use import DEAF, ConditionUse
 from ddpm.training.health.drift import Profile, drift, profile, reference_rows
 from ddpm.training.held_out import binned
 
@@ -142,8 +142,11 @@ class Monitor:
 
     def condition_used(self, step: int, found: ConditionUse | None) -> list[str]:
         """Which of the things a model is told make no difference."""
-        ignored = found.ignored if found and step >= self.settled else []
-        return [line for key in ignored if found for line in self.once(f"condition {key}", f"step {step}: {found.words(key)}")]
+        if found is None or step < self.settled:
+            return []
+        said = {f"condition {key}": found.words(key) for key in found.ignored}
+        said |= {"deaf": DEAF} if found.deaf else {}
+        return [line for kind, words in said.items() for line in self.once(kind, f"step {step}: {words}")]
 
     def samples(self, step: int, drawn: NDArray[np.generic], dataset: Dataset, classes: int = 0) -> tuple[dict[str, float], list[str]]:
         """How far samples (N, C, ...) are from the data, for the log and in words; classes: they are of so many classes in turn."""
