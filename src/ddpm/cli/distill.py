@@ -125,5 +125,5 @@ def compare(run: Path, student: Denoiser, config: DistillConfig, n: int) -> None
         print(f"{name:<28} {calls(one, sampler, steps, grid):>5} {found[-1]!s:>24}", flush=True)
     if real is not None:
         of = real.estimates["frechet"]
-        alike = math.isnan(of.low) == math.isnan(found[-1].low)  # what is corrected for the number of samples and what is not do not compare
+        alike = math.isnan(of.low) == math.isnan(found[-1].low)  # corrected and uncorrected figures do not compare
         print(f"{'real data, unseen':<28} {'':>5} {(str(of) if alike else 'too few are held out'):>24}")
