@@ -31,7 +31,5 @@ class Student:
 def refusal(meaning: str) -> str:
     """Why a denoiser of this meaning cannot be walked, guided or scored as one of meaning "mean", and the way out."""
     if meaning == "step":
-        return (
-            "this model was distilled to jump from one of its own instants to the next, which is no mean; use DDIM, eta 0, with its steps"
-        )
+        return "this model was distilled to jump from each of its own instants to the next, no mean; use DDIM with eta 0 and its steps"
     return "this model predicts where a trajectory ends, not a mean; use the Consistency sampler, or the teacher it was distilled from"
