@@ -38,7 +38,7 @@ METHODS: dict[str, Distillation] = {
     "progressive": Progressive(),
     "consistency": Consistency(),
     "consistency, from data": Consistency(source="data"),
-    "consistency, from data, squared": Consistency(source="data", huber=1.0),
+    "consistency, from data, squared": Consistency(source="data", huber=1.0, stages=9),
     "continuous": ContinuousConsistency(),
     "continuous, from data": ContinuousConsistency(source="data"),
     "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
