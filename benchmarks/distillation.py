@@ -2,13 +2,13 @@
 
     python benchmarks/distillation.py --part exact                                about 15 minutes on one core
     python benchmarks/distillation.py --part digits --figure docs/distillation.png      hours on two cores; the same call goes on
-    python benchmarks/distillation.py --part cost                                 after digits; about 6 minutes on one core
+    python benchmarks/distillation.py --part cost                                 after digits; about 12 minutes on one core
 
 exact: the teacher is the exact denoiser of three bumps in two dimensions, the student a small MLP that begins as an ordinary denoiser of
 the same data. One step of the student is put beside where the trajectory through the same noise ends: RMS error over that of one step of
 DDIM; for matching, which learns no trajectories, the sliced Wasserstein distance to data over that of one step of DDIM.
 
-digits: the teacher is the digits recipe, trained for --teacher-steps. Every student makes a sixth of its network passes (a forward pass
+digits: the teacher is the digits recipe, trained for --teacher-steps. Every student makes an eighth of its network passes (a forward pass
 counts 1, a training pass 3, of a sample), in updates of --student-batch; students drop nothing, and are never asked without a class.
 Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's --reference steps of its
 own chain, all with the classes in the very shares of the data; beside it the teacher at as many calls, by the best of four solvers on three
