@@ -110,7 +110,8 @@ def starts(record: Record, about: Fields, asked: Sequence[str], every: float, na
             )
         chosen += found
     if not chosen:
-        raise DataError(f"{name}: no start has the fields before it{', without missing entries' * bool(holes.any())}; use another --start")
+        whole, finer = ", without missing entries" * bool(holes.any()), ", or a smaller --every" * (HELD_OUT in asked)
+        raise DataError(f"{name}: no start has the fields before it{whole}; use another --start{finer}")
     return np.unique(np.asarray(chosen, dtype=np.int64))
 
 
