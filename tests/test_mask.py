@@ -154,7 +154,7 @@ def test_sets_of_points_train_sample_and_resume_to_the_bit(tmp_path) -> None:
         ({"mask": full[:, :, :5]}, r"cond\['mask'\]: got \(5, 1, 5\), must be \(5, 3, 6\), or 1 in the place of the channels"),
         ({"mask": torch.full((5, 2, 6), 1.0)}, r"cond\['mask'\]: got \(5, 2, 6\)"),
         ({"mask": torch.full((5, 1, 6), 0.5)}, "must be 1 where an entry is there and 0 elsewhere"),
-        ({"mask": full, "maks": full}, r"cond\['maks'\]: this model is told mask"),
+        ({"mask": full, "maks": full}, r"cond\['maks'\]: this model is told class and image and mask"),
     ):
         with pytest.raises(ConfigError, match=said):
             ddpm.sample(loaded, 5, steps=2, cond=cond)

@@ -21,6 +21,7 @@ from ddpm.sampling.presets import name_of
 from ddpm.sampling.sampler import Plan, Sampler
 from ddpm.sampling.usual import named, usual_steps, way
 
+KEYS = ("class", "vector", "image", "tokens")  # what a sample may be asked for under
 BLOCK = 2**56  # numbers between a sample's own noise and that of the smaller sample it enlarges
 
 
@@ -74,11 +75,10 @@ def check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int, start: T
             problems.append(
                 f"cond['class']: got ids {int(value.min())} to {int(value.max())}, this model knows 0 to {denoiser.classes - 1}"
             )
-    if (known := denoiser.conditions) is not None:
-        can = sorted({*known, "mask"})
-        problems += [
-            f"cond[{key!r}]: this model is told {' and '.join(can)}" for key in cond or {} if key not in {*known, *UNASKED, "null"}
-        ]
+    if denoiser.conditions is not None:
+        known = {*(denoiser.conditions or KEYS), "mask"}  # of a network that was put together by hand they may not be known
+        told_of = " and ".join(sorted(known))
+        problems += [f"cond[{key!r}]: this model is told {told_of}" for key in cond or {} if key not in {*known, *UNASKED, "null"}]
     if problems:
         raise ConfigError.of(problems)
 
