@@ -85,6 +85,9 @@ def test_an_unconditional_run_is_steered_by_a_classifier_and_not_without(tmp_pat
     guided = ClassifierGuided(model, load_classifier(tmp_path), 3.0)
     found = (sample(guided, 64, steps=20, cond={"class": asked})[:, 0] > 3.0).long()
     assert float((found == asked).float().mean()) > 0.9
+    model.conditions = frozenset({"vector"})  # whatever else a model is told, the classifier is asked for a class
+    assert len(sample(ClassifierGuided(model, load_classifier(tmp_path), 3.0), 2, steps=2, cond={"class": asked[:2]})) == 2
+    model.conditions = frozenset()
     plain = (sample(model, 64, steps=20)[:, 0] > 3.0).long()
     assert 0.25 < float((plain == asked).float().mean()) < 0.75
     assert main(["sample", str(tmp_path), "--guidance-kind", "classifier", "--classes", "b", "--n", "4", "--steps", "5"]) == 0

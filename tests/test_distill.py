@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import ddpm
 from ddpm import sampling
 from ddpm.cli import main
-from ddpm.cli.distill import calls, ways
+from ddpm.cli.distill import beside, calls, ways
 from ddpm.data import Dataset
 from ddpm.denoiser import X0, Index, PosteriorMean
 from ddpm.distillation import (
@@ -31,6 +32,7 @@ from ddpm.distillation import (
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.extractors import Raw
 from ddpm.guidance import Told
+from ddpm.metrics import Estimate
 from ddpm.objective import Hybrid
 from ddpm.process import Cosine, Straight
 from ddpm.sampling import DDIM, Ancestral
@@ -251,6 +253,12 @@ def test_student_and_teacher_are_each_drawn_and_scored(
     ]  # fmt: skip
     assert [int(re.findall(r"  (\d+)  ", line)[0]) for line in lines[:-1]] == [2, 2, 2, 50]
     assert drawn == [("step", 2), ("mean", 2), ("mean", 2), ("mean", None)]
+
+
+def test_corrected_and_uncorrected_figures_do_not_stand_together() -> None:
+    corrected, raw = Estimate(1.0, 0.5, 1.5, 2.0, 500), Estimate(3.0, math.nan, math.nan, 3.0, 100)
+    assert beside(corrected, corrected) == str(corrected) and beside(raw, raw) == str(raw)
+    assert beside(raw, corrected) == beside(corrected, raw) == "too few are held out"
 
 
 def test_guidance_can_be_distilled_into_a_student_of_few_steps(teacher: Path, data: Dataset, tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_no_loss_counts_what_is_not_there() -> None:
     torch.testing.assert_close(loss(model, x0 * mask, None, nothing), with_mask)
 
 
+def test_a_mask_of_a_table_has_a_column_for_each_or_one() -> None:
+    model = denoiser(Echo(), Eps(), (5,))
+    for wide in (1, 5):
+        assert ddpm.sample(model, 4, steps=2, cond={"mask": torch.ones(4, wide)}).shape == (4, 5)
+    for shape in ((4,), (4, 2), (4, 5, 1)):
+        with pytest.raises(ConfigError, match=r"cond\['mask'\]: got \(4"):
+            ddpm.sample(model, 4, steps=2, cond={"mask": torch.ones(shape)})
+
+
 @pytest.mark.parametrize("sampler", [ddpm.DDIM(), ddpm.Ancestral()], ids=lambda s: type(s).__name__)
 def test_samples_end_at_the_middle_where_nothing_is(sampler: ddpm.Sampler) -> None:
     model, mask = denoiser(Echo(), PARAMETERIZATIONS[0]()), torch.rand(4, 1, 6) < 0.5

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ddpm.denoiser import Denoiser
+    from ddpm.metrics import Estimate
     from ddpm.process import Grid
     from ddpm.sampling import Sampler
 
@@ -102,7 +103,6 @@ def compare(run: Path, student: Denoiser, config: DistillConfig, n: int) -> None
     from ddpm.evaluation.extractors import Learned
     from ddpm.evaluation.report import Evaluator
     from ddpm.guidance import ClassifierFree
-    from ddpm.metrics import Estimate
     from ddpm.sampling import sample
     from ddpm.sampling.walk import device_of
     from ddpm.training.classifier import run_data
@@ -124,6 +124,9 @@ def compare(run: Path, student: Denoiser, config: DistillConfig, n: int) -> None
         found.append(evaluator.frechet(drawn))
         print(f"{name:<28} {calls(one, sampler, steps, grid):>5} {found[-1]!s:>24}", flush=True)
     if real is not None:
-        of = real.estimates["frechet"]
-        alike = math.isnan(of.low) == math.isnan(found[-1].low)  # corrected and uncorrected figures do not compare
-        print(f"{'real data, unseen':<28} {'':>5} {(str(of) if alike else 'too few are held out'):>24}")
+        print(f"{'real data, unseen':<28} {'':>5} {beside(real.estimates['frechet'], found[-1]):>24}")
+
+
+def beside(one: Estimate, other: Estimate) -> str:
+    """One in words, where it is corrected for the number of samples as the other is: otherwise they do not compare."""
+    return str(one) if math.isnan(one.low) == math.isnan(other.low) else "too few are held out"

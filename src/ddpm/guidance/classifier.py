@@ -88,6 +88,8 @@ class ClassifierGuided(Guided):
         if problems:
             raise ConfigError.of(problems)
         self.classifier, self.classes = classifier, classifier.classes
+        if self.conditions is not None:
+            self.conditions = self.conditions | {"class"}  # the classifier's, where the model knows none
 
     def plain(self) -> Denoiser:
         """Itself: scale 1 needs the classifier too."""

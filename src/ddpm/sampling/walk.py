@@ -66,7 +66,7 @@ def check_request(denoiser: Denoiser, n: int, cond: Cond, numbers: int, start: T
             problems.append(f"cond[{key!r}]: got {type(value).__name__}, must be a tensor of n = {n} rows")
         elif len(value) != n:
             problems.append(f"cond[{key!r}]: got {len(value)} rows, must be n = {n}")
-        elif key == "mask" and (value.shape[2:] != denoiser.shape[1:] or value.shape[1] not in (1, denoiser.shape[0])):
+        elif key == "mask" and tuple(value.shape[1:]) not in {tuple(denoiser.shape), (1, *denoiser.shape[1:])}:
             wide = (n, denoiser.shape[0], *denoiser.shape[1:])
             problems.append(f"cond['mask']: got {tuple(value.shape)}, must be {wide}, or 1 in the place of the channels")
         elif key == "mask" and not bool(((value == 0) | (value == 1)).all()):
