@@ -44,8 +44,8 @@ METHODS: dict[str, Distillation] = {
     "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
     "matching": Matching(),
 }
-PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 9, "continuous, from data": 8, "matching": 7}
-PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 8}
+PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 8, "continuous, from data": 6, "matching": 7}
+PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 6}
 RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 1e-4}  # learning rates; higher ones are far worse
 FEW = 2000  # updates below which consistency goes through 4 stages instead of 7
 FINE = 8  # steps of the teacher that progressive distillation begins with: by DDIM they are as good as its chain
@@ -70,30 +70,29 @@ def settings(args: argparse.Namespace) -> TrainConfig:
 
 
 class Student(NamedTuple):
-    """A run of a method, and the numbers of steps it is scored at."""
+    """A run of a method for a number of steps."""
 
     method: str
-    counts: tuple[int, ...]
+    steps: int
     config: DistillConfig
 
     @property
-    def keys(self) -> list[str]:
-        """Of its rows."""
-        return [f"{self.method}, {count}" for count in self.counts]
+    def key(self) -> str:
+        """Of its row."""
+        return f"{self.method}, {self.steps}"
 
 
 def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
-    """The runs of a method: one for each number of steps where it needs them, else one for all. Each makes the same share of its passes."""
+    """The runs of a method, one for each number of steps. Each makes the same share of the teacher's passes."""
     method, teacher = METHODS[name], settings(args)
-    for counts in [(count,) for count in COUNTS] if isinstance(method, Progressive | Matching) else [COUNTS]:
-        steps = counts[0]
+    for steps in COUNTS:
         rounds = int(math.log2(FINE // steps)) if isinstance(method, Progressive) else None
         updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * (rounds or 1)))
         if isinstance(method, Consistency) and updates < FEW:
             method = replace(method, stages=4)
         optimizer = OptimizerSettings(lr=args.lr or RATES[type(method)], warmup=min(20, updates // 5), decay="cosine")
-        folder = f"{name.replace(', ', '-').replace(' ', '-')}{steps if len(counts) == 1 else ''}"
-        yield Student(name, counts, DistillConfig(
+        folder = f"{name.replace(', ', '-').replace(' ', '-')}{steps}"
+        yield Student(name, steps, DistillConfig(
             method=method, steps=steps, rounds=rounds, updates=updates, batch=args.student_batch, preview=0, optimizer=optimizer,
             out=str(args.folder / folder), threads=args.threads, seed=args.seed, checkpoint_every=updates, cond_dropout=0.0,
         ))  # fmt: skip
@@ -214,7 +213,7 @@ def distilled(args: argparse.Namespace, one: Student, seconds: float | None) -> 
     denoiser = ended(distill(args.folder / "teacher", one.config, quiet=True))
     cost, judge = time.process_time() - began, Judge(args)
     about = {"seconds": round(cost, 1), "share": round(cost / seconds, 3) if seconds else None, "kind": one.method}
-    return {key: judge.row(judge.draw(denoiser, steps=n), calls=n, **about) for key, n in zip(one.keys, one.counts, strict=True)}
+    return {one.key: judge.row(judge.draw(denoiser, steps=one.steps), calls=one.steps, **about)}
 
 
 class Kept:
@@ -239,7 +238,7 @@ def jobs(args: argparse.Namespace, rows: Rows) -> Iterator[Job]:
     if "chain" not in rows:
         yield from (partial(chain, args, k) for k in range(0, args.n, BLOCK) if not (args.folder / f"chain-{k}.npy").is_file())
     every = [one for name in args.methods for one in students(args, name)]
-    yield from (partial(distilled, args, one, rows["teacher"]["seconds"]) for one in every if not rows.keys() >= set(one.keys))
+    yield from (partial(distilled, args, one, rows["teacher"]["seconds"]) for one in every if one.key not in rows)
     yield from (partial(solved, args, calls) for calls in reversed(CALLS) if not solvers(rows, calls))
 
 

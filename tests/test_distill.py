@@ -20,6 +20,7 @@ from ddpm.denoiser import X0, Index, PosteriorMean
 from ddpm.distillation import (
     METHODS,
     Consistency,
+    Consistent,
     ContinuousConsistency,
     Distillation,
     DistillConfig,
@@ -38,6 +39,7 @@ from ddpm.process import Cosine, Straight
 from ddpm.sampling import DDIM, Ancestral
 from ddpm.sampling import Consistency as ConsistencySampler
 from ddpm.training import Finished, Trainer
+from ddpm.training.checkpoints.checkpoint import Checkpoint
 from ddpm.training.config import OptimizerSettings
 from ddpm.training.state import load_with_card
 from ddpm.training.tricks import Tricks
@@ -45,9 +47,11 @@ from small_runs import SMALL_UNET, digests, metrics, pictures, quietly, settings
 
 KINDS: list[Distillation] = [
     Progressive(), Guidance(), Consistency(), Consistency(source="data"), ContinuousConsistency(), ContinuousConsistency(source="data"),
-    Matching(),
+    Matching(steps=2), Consistency(steps=2), ContinuousConsistency(source="data", steps=2),
 ]  # fmt: skip
-every = pytest.mark.parametrize("method", KINDS, ids=lambda method: f"{type(method).__name__}-{getattr(method, 'source', '')}")
+every = pytest.mark.parametrize(
+    "method", KINDS, ids=lambda method: f"{type(method).__name__}-{getattr(method, 'source', '')}-{getattr(method, 'steps', '')}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
 
 
 def asked(method: Distillation, out: Path, **changes: Any) -> DistillConfig:
-    """A distillation of a few updates."""
-    rounds = 2 if isinstance(method, Progressive) else None
-    base = DistillConfig(method=method, steps=2, rounds=rounds, updates=6, batch=8, out=str(out), preview=0, threads=1, checkpoint_every=3)
+    """A distillation of a few updates, of progressive to two steps."""
+    steps, rounds = (2, 2) if isinstance(method, Progressive) else (None, None)
+    base = DistillConfig(
+        method=method, steps=steps, rounds=rounds, updates=6, batch=8, out=str(out), preview=0, threads=1, checkpoint_every=3
+    )
     return replace(base, **changes)
 
 
@@ -87,8 +93,9 @@ def test_a_student_is_a_run_that_knows_its_walk(method: Distillation, teacher: P
     assert finished.code == 0 and finished.run == out
     student, document = load_with_card(out)
     assert student.student is not None and document["student"]["meaning"] == student.meaning
-    assert {"Progressive": "step", "Guidance": "mean"}.get(type(method).__name__, "map") == student.meaning
-    assert len(student.times) == (2 if isinstance(method, Progressive | Matching) else 0)
+    several = isinstance(method, Consistent) and method.steps > 1
+    assert {"Progressive": "step", "Guidance": "mean"}.get(type(method).__name__, "step" if several else "map") == student.meaning
+    assert len(student.times) == (2 if several or isinstance(method, Progressive | Matching) else 0)
     cond = {"class": torch.tensor([0, 1, 1])}
     drawn = ddpm.sample(student, 3, cond=cond)
     assert drawn.isfinite().all() and drawn.shape == (3, 3)
@@ -145,7 +152,7 @@ def test_pictures_are_distilled_by_every_method(tmp_path: Path) -> None:
     quietly(settings(tmp_path / "teacher", network=SMALL_UNET, steps=2), data=data)
     for method in KINDS:
         if not isinstance(method, Guidance):
-            out = tmp_path / f"{type(method).__name__}-{getattr(method, 'source', '')}"
+            out = tmp_path / f"{type(method).__name__}-{getattr(method, 'source', '')}-{getattr(method, 'steps', '')}"
             assert quiet(tmp_path / "teacher", asked(method, out, updates=2, checkpoint_every=2), data).code == 0
             assert ddpm.sample(ddpm.load(out), 2).shape == (2, 3, 8, 8)
 
@@ -309,6 +316,9 @@ def test_only_scales_that_were_learned_are_scored(teacher: Path, data: Dataset, 
 def test_the_folder_is_named_by_what_was_asked() -> None:
     assert student_folder("runs/digits", DistillConfig(method=Progressive(), steps=2)).as_posix() == "runs/digits-progressive2"
     assert student_folder("runs/digits", DistillConfig(method=ContinuousConsistency())).as_posix() == "runs/digits-continuous-consistency"
+    assert student_folder("runs/digits", DistillConfig(method=Consistency(), steps=4)).as_posix() == "runs/digits-consistency4"
+    assert student_folder("runs/digits", DistillConfig(method=Consistency(), steps=1)).as_posix() == "runs/digits-consistency"
+    assert student_folder("runs/digits", DistillConfig(method=Matching(steps=2))).as_posix() == "runs/digits-matching2"
     assert student_folder("runs/digits", DistillConfig(out="there")).as_posix() == "there"
 
 
@@ -394,3 +404,21 @@ def test_settings_without_effect_are_refused() -> None:
     for make in makers:
         with pytest.raises(ConfigError):
             make()
+
+
+def test_a_student_from_before_a_setting_of_its_method_resumes(
+    teacher: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(teacher, asked(Consistency(), tmp_path / "s", updates=2), data)
+    plain = Checkpoint.document
+
+    def older(self: Checkpoint, name: str) -> Any:
+        found = plain(self, name)
+        if name == "state" and "steps" in found["config"]["loss"]:
+            del found["config"]["loss"]["steps"]
+        return found
+
+    monkeypatch.setattr(Checkpoint, "document", older)
+    assert quiet(teacher, asked(Consistency(), tmp_path / "s", updates=4), data).code == 0
+    with pytest.raises(ConfigError, match="another model"):
+        quiet(teacher, asked(Consistency(steps=2), tmp_path / "s", updates=6), data)

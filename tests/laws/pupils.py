@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worlds import covariance, plain_codec, uniforms, unit
 
 from ddpm.denoiser import Denoiser, NetworkDenoiser, Prediction, Student, V, default_clock, gaussian
+from ddpm.distillation.segments import segment_end
 from ddpm.networks.config import CondSpec, MLPConfig
 from ddpm.objective import Draws
 from ddpm.process import At, Process
@@ -49,10 +50,23 @@ class Bell:
 
     def map(self, x: Tensor, at: At) -> Tensor:
         """Where the flow through x ends."""
+        return self.walked(x, at, self.process.clean)
+
+    def walked(self, x: Tensor, at: At, end: At) -> Tensor:
+        """Where the flow through x is at `end`."""
         values, basis = torch.linalg.eigh(self.covariance)
-        alpha, sigma = (level.double().reshape(-1, 1) for level in (at.alpha, at.sigma))
+        alpha, sigma, a, s = (level.double().reshape(-1, 1) for level in (at.alpha, at.sigma, end.alpha, end.sigma))
         z = ((x.double() - alpha * self.mean) @ basis) / (alpha**2 * values + sigma**2).sqrt()
-        return self.mean + (z * values.sqrt()) @ basis.T
+        return a * self.mean + (z * (a**2 * values + s**2).sqrt()) @ basis.T
+
+    def jump(self, times: tuple[float, ...]) -> Callable[[Tensor, At], Tensor]:
+        """(x, at) -> the x0 whose deterministic step leads to where the flow is at the end of the segment that `at` is in."""
+
+        def answer(x: Tensor, at: At) -> Tensor:
+            end = segment_end(self.process, times, at.t.double().flatten()).like(x)
+            return self.process.landing(end, at, self.walked(x, at, end), x)
+
+        return answer
 
     def data(self, count: int, seed: int = 0) -> Tensor:
         """Draws."""

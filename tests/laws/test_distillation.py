@@ -17,6 +17,7 @@ from ddpm.denoiser import EDMPreconditioning, NetworkDenoiser, Student, V
 from ddpm.distillation import Consistency, ContinuousConsistency, continuous
 from ddpm.distillation.consistency import ConsistencyLoss, below, heun
 from ddpm.distillation.continuous import ContinuousLoss, along, network_output
+from ddpm.distillation.segments import segment_end
 from ddpm.distillation.teacher import Teacher
 from ddpm.errors import ConfigError
 from ddpm.networks.mlp import MLPBlock
@@ -33,33 +34,52 @@ def test_heun_follows_the_flow_to_second_order(schedule: Schedule) -> None:
     t = process.at_level(torch.full((COUNT,), 0.6, dtype=torch.float64))
     x = process.perturb(bell.data(COUNT), unit(COUNT, 2, seed=8), t.like(unit(COUNT, 2)))
     for gap in (0.2, 0.1, 0.05):
-        s = below(process, t, gap)
+        s = below(process, t, process.clean, gap)
         x_s = heun(teacher, process, x, t.like(x), s.like(x), None)
         errors.append(float((bell.map(x_s, s) - bell.map(x, t)).abs().max()))
     assert errors[0] / errors[1] > 5.5 and errors[1] / errors[2] > 5.5, errors  # third order in a single step
 
 
-def test_the_nearby_instant_is_lower_in_level_and_ends_clean() -> None:
+def test_the_nearby_instant_is_lower_in_level_and_ends_with_its_segment() -> None:
     process = Process(Cosine(T=None, clip=None))
     t = process.at(torch.tensor([1.0, 0.5, 1e-4], dtype=torch.float64))
-    s = below(process, t, 0.25)
+    s = below(process, t, process.clean, 0.25)
     torch.testing.assert_close(s.level[:2], 0.75 * t.level[:2], rtol=1e-9, atol=0)
-    assert below(process, t, 1.0).sigma.abs().max() == 0.0 and below(process, t, 1.0).alpha.tolist() == [1.0] * 3
+    assert below(process, t, process.clean, 1.0).sigma.abs().max() == 0.0
+    assert below(process, t, process.clean, 1.0).alpha.tolist() == [1.0] * 3
     least = process.at(process.schedule.first).level
     assert all(level >= least or level == 0 for level in s.level.tolist())
+    end = segment_end(process, (1.0, 0.4, 0.1), t.t)
+    assert end.t.tolist() == [0.4, 0.4, 0.0]
+    s = below(process, t, end, 0.25)
+    torch.testing.assert_close(s.level[:2], end.level[:2] + 0.75 * (t.level - end.level)[:2], rtol=1e-9, atol=0)
+    assert below(process, t, end, 1.0).t.tolist() == end.t.tolist()
 
 
+def test_a_segment_ends_at_the_next_instant_and_the_last_clean() -> None:
+    """From an instant of its own a student jumps to the next one; without instants everything ends clean."""
+    process, inside = Process(Straight()), torch.tensor([1.0, 0.9, 0.75, 0.7, 0.25, 1e-3], dtype=torch.float64)
+    assert segment_end(process, (1.0, 0.75, 0.25), inside).t.tolist() == [0.75, 0.75, 0.25, 0.25, 0.0, 0.0]
+    alone = segment_end(process, (), inside)
+    assert alone.sigma.tolist() == [0.0] * 6 and alone.alpha.tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("schedule", [Cosine(T=None, clip=None), Straight(), EDM()], ids=repr)
-def test_the_exact_map_has_almost_no_consistency_loss(schedule: Schedule) -> None:
+def test_the_exact_map_has_almost_no_consistency_loss(schedule: Schedule, steps: int) -> None:
     process = Process(schedule)
-    bell = Bell(process)
-    loss = taught(ConsistencyLoss(Consistency()), bell.exact)
+    bell, settings = Bell(process), Consistency(steps=steps)
+    loss, student = taught(ConsistencyLoss(settings), bell.exact), settings.student(process)
+    assert len(student.times) == (steps if steps > 1 else 0) and student.meaning == ("step" if steps > 1 else "map")
     loss.advance(0.999)  # the last stage: s is next to t
-    student = Consistency().student(process)
+    right = bell.jump(student.times)
     inside = Draws(0.05 + 0.9 * uniforms(COUNT, 5), *drawn()[1:])
-    exact = loss(Answering(process, bell.map, student), bell.data(COUNT), None, inside)
-    wrong = loss(Answering(process, lambda x, at: bell.map(x, at) * (1 + 0.1 * at.level), student), bell.data(COUNT), None, inside)
+    exact = loss(Answering(process, right, student), bell.data(COUNT), None, inside)
+    wrong = loss(Answering(process, lambda x, at: right(x, at) * (1 + 0.1 * at.level), student), bell.data(COUNT), None, inside)
     assert exact.mean() < 1e-3 * wrong.mean(), (exact.mean(), wrong.mean())
+    if steps > 1:  # of a map to the data the segments know nothing
+        whole = loss(Answering(process, bell.map, student), bell.data(COUNT), None, inside)
+        assert exact.mean() < 1e-2 * whole.mean()
 
 
 def test_the_gap_is_halved_from_stage_to_stage() -> None:
@@ -81,8 +101,8 @@ def test_the_first_stage_regresses_the_data() -> None:
         at = process.at(draws.u, like=draws.eps)
         x = process.perturb(bell.data(COUNT), draws.eps, at)
         expected = bell.exact(x, at).x0 if wanted is None else wanted
-        s = below(process, process.at(draws.u), loss.gap).like(x)
-        found = loss.target(Answering(process, bell.map), bell.data(COUNT), x, at, s, None, draws.eps)
+        s = below(process, process.at(draws.u), process.clean, loss.gap).like(x)
+        found = loss.target(Answering(process, bell.map), bell.data(COUNT), x, at, s, process.clean.like(x), None, draws.eps)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -123,47 +143,69 @@ def test_the_derivative_along_the_trajectory_is_a_finite_difference() -> None:
 
     at = process.at(t, like=x0)
     rates = process.circle_rates(at)
-    _, change = along(model, process.perturb(x0, eps, at), at, None, rates[1] * x0 + rates[2] * eps, rates)
+    _, change = along(model, process.perturb(x0, eps, at), at, None, rates[1] * x0 + rates[2] * eps, rates, at.alpha * at.sigma)
     phi, h = process.at(t).ratio.atan(), 1e-6
     expected = (output(phi + h) - output(phi - h)) / (2 * h) * at.alpha * at.sigma
     torch.testing.assert_close(change, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_exact_map_is_at_rest_in_continuous_time() -> None:
-    """On the flow of its teacher the exact map does not change, so the tangent is zero; of a map that is off it points back."""
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_exact_map_is_at_rest_in_continuous_time(steps: int) -> None:
+    """On the flow of its teacher the exact jump does not change, so the tangent is zero; of one that is off it points back."""
     process = Process(Cosine(T=None, clip=None))
-    bell = Bell(process)
-    loss = taught(ContinuousLoss(ContinuousConsistency(warmup=0.0)), bell.exact)
+    bell, settings = Bell(process), ContinuousConsistency(finite=0.0, warmup=0.0, steps=steps)
+    times = settings.student(process).times
+    loss, right = taught(ContinuousLoss(settings), bell.exact), bell.jump(times)
     loss.advance(0.0)
-    at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
-    x0, eps = bell.data(COUNT), unit(COUNT, 2, seed=6)
+    t = 0.1 + 0.8 * uniforms(COUNT, 5)
+    t = t[(t[:, None] - torch.tensor((*times, 0.0))).abs().min(1).values > 0.03]  # `landing` divides by little next to an end
+    count, at, end = len(t), process.at(t, like=unit(len(t), 2)), segment_end(process, times, t).like(unit(len(t), 2))
+    x0, eps = bell.data(count), unit(count, 2, seed=6)
     x = process.perturb(x0, eps, at)
-    rest = loss.tangent(Answering(process, bell.map), x0, x, at, None, eps)
+
+    def output(answer: Callable[[Tensor, At], Tensor]) -> Tensor:
+        return network_output(Answering(process, answer), x, at, None)
+
+    rest = loss.tangent(Answering(process, smooth(bell, end)), x0, x, at, end, None, eps)
     assert rest.abs().max() < 1e-6
-    mean = loss.tangent(bell.exact, x0, x, at, None, eps)  # the teacher itself, which is no map
-    gap = (at.alpha * x - bell.map(x, at)) / at.sigma - network_output(bell.exact, x, at, None)  # F of the map less F of the mean
+    mean = loss.tangent(bell.exact, x0, x, at, end, None, eps)  # the teacher itself, which is no jump
+    gap = output(right) - network_output(bell.exact, x, at, None)  # F of the jump less F of the mean
     assert (mean * gap).sum() > 0.3 * mean.norm() * gap.norm()
+
+
+def smooth(bell: Bell, end: At) -> Callable[[Tensor, At], Tensor]:
+    """`Bell.jump` to ends that are given, which can be differentiated."""
+    return lambda x, at: bell.process.landing(end, at, bell.walked(x, at, end), x)
 
 
 def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
     """The tangent before it is divided by its size: -alpha^2 (F - v) - r alpha sigma (x + dF/dphi), at r = 0, 1/2 and 1."""
     process = Process(Cosine(T=None, clip=None))
-    loss, model = ContinuousLoss(ContinuousConsistency(source="data", warmup=0.5, soften=1e6)), network(process)  # hardly divided
+    loss, model = (
+        ContinuousLoss(ContinuousConsistency(source="data", finite=0.0, warmup=0.5, soften=1e6)),
+        network(process),
+    )  # hardly divided
     at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
     x0, eps = unit(COUNT, 2), unit(COUNT, 2, seed=6)
     x, rates = process.perturb(x0, eps, at), process.circle_rates(at)
     v = rates[1] * x0 + rates[2] * eps
-    output, change = along(model, x, at, None, v, rates)
+    clean = process.clean.like(x)
+    output, change = along(model, x, at, None, v, rates, at.alpha * at.sigma)
     for share, ramp in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
         loss.advance(share)
         expected = -(at.alpha**2) * (output - v) - ramp * (at.alpha * at.sigma * x + change)
-        torch.testing.assert_close(1e6 * loss.tangent(model, x0, x, at, None, eps), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(1e6 * loss.tangent(model, x0, x, at, clean, None, eps), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_both_answers_in_continuous_time_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """F_old, whose derivative is taken, under the masks of F."""
     process = Process(Cosine(T=None, clip=None))
-    model, loss, draws, found = dropping(network(process)), ContinuousLoss(ContinuousConsistency(source="data")), drawn(), list[Tensor]()
+    model, loss, draws, found = (
+        dropping(network(process)),
+        ContinuousLoss(ContinuousConsistency(source="data", finite=0.0)),
+        drawn(),
+        list[Tensor](),
+    )
 
     def watched(*inputs: Any) -> tuple[Tensor, Tensor]:
         found.append(along(*inputs)[0])
@@ -200,18 +242,36 @@ def test_a_teacher_drops_nothing_and_learns_nothing() -> None:
 def test_the_continuous_loss_is_the_published_one_without_learned_weights() -> None:
     """|F - F_old - g|^2 over the density of the instants; g is at most of size 1; the derivative's share rises."""
     process = Process(Cosine(T=None, clip=None))
-    settings = ContinuousConsistency(source="data", warmup=0.5, times=LogitNormal())  # whose density is not 1
+    settings = ContinuousConsistency(source="data", finite=0.0, warmup=0.5, times=LogitNormal())  # whose density is not 1
     loss, model, draws, x0 = ContinuousLoss(settings), network(process), drawn(), 50.0 * unit(COUNT, 2)
     for share, ramp in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
         loss.advance(share)
         assert loss.ramp == ramp
     time, density = settings.times.draw(draws.u, process)
     at = process.at(time, like=x0)
-    g = loss.tangent(model, x0, process.perturb(x0, draws.eps, at), at, None, draws.eps)
+    g = loss.tangent(model, x0, process.perturb(x0, draws.eps, at), at, process.clean.like(x0), None, draws.eps)
     size = g.square().mean(1).sqrt()
     assert size.max() < 1.0 and size.max() > 0.9  # far-off data: |g|/(|g| + c)
     expected = g.square().mean(1) / density
     torch.testing.assert_close(loss(model, x0, None, draws), expected.detach(), rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_a_share_of_a_continuous_run_goes_in_finite_steps() -> None:
+    """The loss is that of `Consistency` from stage 0 on, with the same teacher, and then that of the limit alone."""
+    process = Process(Cosine(T=None, clip=None))
+    bell, model, draws = Bell(process), network(process), drawn()
+    limit = taught(ContinuousLoss(ContinuousConsistency(finite=0.0, warmup=0.0)), bell.exact)
+    limit.advance(0.0)
+    for steps in (1, 3):
+        mixed = taught(ContinuousLoss(ContinuousConsistency(finite=0.5, stages=2, steps=steps)), bell.exact)
+        finite = taught(ConsistencyLoss(Consistency(first=0, stages=2, steps=steps)), bell.exact)
+        for share in (0.0, 0.2, 0.3, 0.49):
+            mixed.advance(share)
+            finite.advance(2 * share)
+            assert mixed.early.gap == finite.gap == (1.0 if share < 0.25 else 0.5)
+            assert torch.equal(mixed(model, bell.data(COUNT), None, draws), finite(model, bell.data(COUNT), None, draws))
+        mixed.advance(0.5)
+        assert torch.equal(mixed(model, bell.data(COUNT), None, draws), limit(model, bell.data(COUNT), None, draws))
 
 
 def test_continuous_time_wants_v_on_the_circle() -> None:
@@ -232,14 +292,18 @@ def pull(
     return float((shift.grad * off).sum())
 
 
-@pytest.mark.parametrize("method", [Consistency(), Consistency(source="data"), ContinuousConsistency(warmup=0.0)], ids=repr)
+@pytest.mark.parametrize("method", [
+    Consistency(), Consistency(source="data"), ContinuousConsistency(warmup=0.0), Consistency(steps=3), Consistency(source="data", steps=3),
+    ContinuousConsistency(warmup=0.0, steps=3),
+], ids=repr)  # fmt: skip
 def test_from_beside_the_exact_map_descent_leads_back(method: Any) -> None:
     process = Process(Cosine(T=None, clip=None))
     bell, loss = Bell(process), taught(method.build(), Bell(process).exact)
     loss.advance(0.999)
     draws = Draws(0.1 + 0.8 * uniforms(4096, 5), unit(4096, 2, seed=6), unit(4096, 2, seed=7))
+    student = method.student(process)
     for off in (0.3, -0.3):
-        assert pull(loss, process, bell.map, method.student(process), bell.data(4096), draws, off) > 0
+        assert pull(loss, process, bell.jump(student.times), student, bell.data(4096), draws, off) > 0
 
 
 def test_no_gradient_goes_through_the_nearby_point() -> None:
@@ -261,7 +325,7 @@ def test_the_consistency_loss_is_the_distance_over_the_step_and_the_density() ->
     draws = drawn()
     time, density = LogitNormal().draw(draws.u, process)
     t = process.at(time)
-    s = below(process, t, 0.25)
+    s = below(process, t, process.clean, 0.25)
     found = loss(Answering(process, lambda x, at: at.level * torch.ones_like(x)), unit(COUNT, 2), None, draws)
     expected = (((t.level - s.level) ** 2 + 0.00054**2).sqrt() - 0.00054) / (t.level - s.level) / density
     inside = s.sigma > 0

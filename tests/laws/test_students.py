@@ -184,6 +184,15 @@ def test_one_step_of_a_map_is_the_end_of_the_trajectory() -> None:
     torch.testing.assert_close(sample(student, 16, start=start, dtype=torch.float64), ended, rtol=0, atol=2e-4)
 
 
+def test_a_consistent_student_of_several_steps_walks_to_the_end_of_the_trajectory() -> None:
+    """From segment to segment along the flow, exactly."""
+    process = Process(Cosine(T=None, clip=None))
+    bell, made = Bell(process), Consistency(steps=3).student(process)
+    start = normals(0, range(16), (2,), "start", dtype=torch.float64)
+    wanted = bell.map(start, process.at(torch.ones(16, dtype=torch.float64), like=start))
+    torch.testing.assert_close(sample(Answering(process, bell.jump(made.times), made), 16, start=start, dtype=torch.float64), wanted)
+
+
 def test_a_mean_is_refused_by_the_sampler_of_maps() -> None:
     with pytest.raises(ConfigError, match="distilled"):
         sample(isotropic(Process(Cosine()), 0.5), 2, sampler=ConsistencySampler())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.distillation.methods import Consistency
+from ddpm.distillation.segments import jump, segment_end
 from ddpm.distillation.teacher import Teacher, masks
 from ddpm.objective.losses import Draws, Loss
 from ddpm.process import At, Process
@@ -26,51 +27,58 @@ class ConsistencyLoss(Loss):
         self.gap = 2.0 ** -(self.settings.first + min(int(share * stages), stages - 1))
 
     def forward(self, denoiser: Denoiser, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
-        """(sqrt(|f(x_t) - f(x_s)|^2 + c^2) - c)/(u_t - u_s), f(x_s) without a gradient and under the same dropout.
+        """(sqrt(|f(x_t) - f(x_s)|^2 + c^2) - c)/(u_t - u_s), f(x_s) without a gradient and under the same dropout; f(x) is where x comes to
+        at the end of its segment, which for a map is `clean`.
 
         f is computed in float32: in bfloat16 the difference of two near points is rounding, and is divided by a small step.
         """
         process = denoiser.process
         time, density = self.settings.times.draw(draws.u, process)
-        t = process.at(time)
-        s = below(process, t, self.gap)
+        t, end = process.at(time), segment_end(process, denoiser.times, time)
+        s = below(process, t, end, self.gap)
         step = (t.level - s.level).to(x0)
-        t, s = t.like(x0), s.like(x0)
+        t, s, end = t.like(x0), s.like(x0), end.like(x0)
         x = process.perturb(x0, draws.eps, t)
         again = masks(x.device)
-        ahead = exactly(denoiser, x, t, cond)
+        ahead = jumped(denoiser, x, t, end, cond)
         again()
         with torch.no_grad():
-            wanted = self.target(denoiser, x0, x, t, s, cond, draws.eps)
+            wanted = self.target(denoiser, x0, x, t, s, end, cond, draws.eps)
         metric = distance(ahead - wanted, self.settings.huber)
         return metric / (step * density.to(x0))
 
-    def target(self, denoiser: Denoiser, x0: Tensor, x: Tensor, t: At, s: At, cond: Cond, eps: Tensor) -> Tensor:
-        """f(x_s), which is x_s itself where s is clean."""
+    def target(self, denoiser: Denoiser, x0: Tensor, x: Tensor, t: At, s: At, end: At, cond: Cond, eps: Tensor) -> Tensor:
+        """f(x_s), which is x_s itself where s is the end."""
         process = denoiser.process
         if self.settings.source == "data":
             nearby = process.perturb(x0, eps, s)
         else:
             nearby = heun(self.teacher, process, x, t, s, cond)
-        clean = s.sigma == 0
-        called = At(*(torch.where(clean, other, level) for other, level in zip(t, s, strict=True)))  # any instant that may be asked at
-        ended = exactly(denoiser, torch.where(clean, x, nearby), called, cond)
-        return torch.where(clean, nearby, ended)
+        clean, arrived = s.sigma == 0, s.t == end.t
+        ended = jumped(denoiser, torch.where(clean, x, nearby), askable(s, t), end, cond)
+        return torch.where(arrived, nearby, ended)
 
 
-def exactly(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:
-    """The prediction of x0, in the network's own precision whatever autocast says."""
+def jumped(denoiser: Denoiser, x: Tensor, at: At, end: At, cond: Cond) -> Tensor:
+    """Where the denoiser jumps to, in the network's own precision whatever autocast says."""
     with torch.autocast(x.device.type, enabled=False):
-        return denoiser(x, at, cond).x0
+        return jump(denoiser.process, denoiser(x, at, cond), at, end)
 
 
-def below(process: Process, t: At, gap: float) -> At:
-    """The instants with (1 - gap) times the level of t (B,); `clean` where that is below what a denoiser is trained on."""
-    level = t.level * (1.0 - gap)
+def askable(s: At, t: At) -> At:
+    """s, or t where s is `clean`, which no denoiser is asked at; what is said there is not used."""
+    return At(*(torch.where(s.sigma == 0, other, level) for other, level in zip(t, s, strict=True)))
+
+
+def below(process: Process, t: At, end: At, gap: float) -> At:
+    """The instants whose level has come (1 - gap) of the way from that of `end` to that of t (B,); `end` itself where it is nearer than the
+    least level a denoiser is trained on.
+    """
     first = process.at(process.schedule.first).level
-    least = level < first
-    at = process.at_level(torch.where(least, first, level))
-    return At(*(torch.where(least, end, value) for end, value in zip(process.clean, at, strict=True)))
+    level = end.level + (t.level - end.level) * (1.0 - gap)
+    arrived = level - end.level < first
+    at = process.at_level(torch.where(arrived, first, level))
+    return At(*(torch.where(arrived, last, value) for last, value in zip(end, at, strict=True)))
 
 
 def heun(teacher: Teacher, process: Process, x: Tensor, t: At, s: At, cond: Cond) -> Tensor:
@@ -84,8 +92,7 @@ def heun(teacher: Teacher, process: Process, x: Tensor, t: At, s: At, cond: Cond
     y = x / scale_t
     euler = y + (u_s - u_t) * slope
     clean = s.sigma == 0
-    called = At(*(torch.where(clean, other, level) for other, level in zip(t, s, strict=True)))
-    end = teacher(torch.where(clean, x, scale_s * euler), called, cond)
+    end = teacher(torch.where(clean, x, scale_s * euler), askable(s, t), cond)
     return scale_s * torch.where(clean, euler, y + (u_s - u_t) * 0.5 * (slope + end.eps - end.x0))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ddpm.config import check, setting
 from ddpm.denoiser.student import Student
 from ddpm.objective.settings import LossSettings
 from ddpm.objective.times import Times, UniformTimes
+from ddpm.process import default_grid
 
 if TYPE_CHECKING:
     from ddpm.objective.losses import Loss
@@ -58,6 +59,12 @@ def off_circle(process: Process, predicted: str) -> str:
         f"method ContinuousConsistency: this model predicts {predicted} on {type(process.schedule).__name__}; it takes V on a schedule "
         "with alpha^2 + sigma^2 = 1; use Consistency"
     )
+
+
+def jumping(process: Process, steps: int) -> tuple[float, ...]:
+    """The instants of a student of so many steps."""
+    times: list[float] = default_grid(process, steps).times(process, steps).tolist()
+    return tuple(times)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +121,45 @@ class Guidance(Distillation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(Distillation):
+class Consistent(Distillation):
+    """What consistency has in common, in finite steps and in the limit: along a trajectory the student's answer stays the same.
+
+    The answer is where the trajectory ends; with `steps` > 1 it is where it comes to the end of the segment t lies in, of as many as steps:
+    a jump, alpha_e x0_hat + sigma_e eps_hat. Reference: Heek et al., 2024, arXiv:2403.06807, algorithm 1 (where x0 is compared, here x_e).
+    """
+
+    source: Literal["teacher", "data"] = setting(
+        "teacher", "whose trajectory it is: by the teacher's flow, or the same data with the same noise"
+    )
+    steps: int = setting(
+        1, "jumps of the student, its only way then; 1: a map to the data, which takes any number of steps", low=1, high=1024
+    )
+    times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    told_as: ClassVar[str] = "consistency"
+
+    def student(self, process: Process) -> Student:
+        """A map from every instant, or jumps between its own."""
+        method = f"{self.told_as} from {self.source}"
+        if self.steps == 1:
+            return Student(method=method, meaning="map")
+        return Student(method=method, meaning="step", times=jumping(process, self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(Consistent):
     """The prediction at t is fitted to the student's own at a nearby s < t of the same trajectory, whose end it must share.
 
     x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the same data with the same noise (source = data:
     consistency training, where the teacher is only the start; its target is right in the mean, so a metric like a norm, whose best answer
     is a median, leads samples of few numbers astray: `huber`). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
-    u = sigma/(alpha + sigma), gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s = 0) the data are regressed, or the teacher's mean.
+    u = sigma/(alpha + sigma), counted from the segment's end, gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s is the end) a step
+    of the teacher is regressed, in a map its mean, or the data.
 
     Reference: Song et al., 2023, arXiv:2303.01469, algorithms 2 and 3; no average as target, Pseudo-Huber metric, weight 1/(u_t - u_s):
     Song, Dhariwal, 2023, arXiv:2310.14189, table 1; the shrinking gap: Geng et al., 2024, arXiv:2406.14548, section 3 (there in sigma).
     """
 
-    source: Literal["teacher", "data"] = setting("teacher", "where the nearby point of the trajectory comes from")
     stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=MOST + 1)
     first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=MOST)
     huber: float = setting(
@@ -134,16 +167,11 @@ class Consistency(Distillation):
         "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; 1: nearly the squared error, which samples of few numbers want with source = data",
         above=0.0,
     )
-    times: Times = setting(UniformTimes(), "which noise levels are drawn")
 
     def __post_init__(self) -> None:
         last = self.first + self.stages - 1
         fine = [f"stages: the last gap is 2^-{last}, which float32 does not resolve; first + stages - 1 is at most {MOST}"] * (last > MOST)
         check(self, [*guided_once(self), *fine])
-
-    def student(self, process: Process) -> Student:
-        """A map from every instant."""
-        return Student(method=f"consistency from {self.source}", meaning="map")
 
     def build(self) -> Loss:
         """A `ConsistencyLoss`."""
@@ -153,7 +181,7 @@ class Consistency(Distillation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuousConsistency(Distillation):
+class ContinuousConsistency(Consistent):
     """Consistency in the limit s -> t: the network is moved along the derivative of its prediction on the trajectory.
 
     For networks that predict v on a schedule with alpha^2 + sigma^2 = 1. Its own derivative is found by forward-mode differentiation.
@@ -167,7 +195,10 @@ class ContinuousConsistency(Distillation):
     Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data) and section 4.1 (clock).
     """
 
-    source: Literal["teacher", "data"] = setting("teacher", "whose velocity the trajectory follows")
+    finite: float = setting(
+        0.5, "share of the run that goes in finite steps, as of Consistency from stage 0 on, before the limit is taken", low=0.0, high=1.0
+    )
+    stages: int = setting(5, "stages of that share, the gap of the last being 2^(1 - stages)", low=1, high=MOST + 1)
     warmup: float = setting(
         0.1, "share of the run over which the network's own derivative is taken into account more and more", low=0.0, high=1.0
     )
@@ -175,14 +206,11 @@ class ContinuousConsistency(Distillation):
     soften: float = setting(
         0.1, "c of the tangent g/(|g| + c); large: hardly normalised, which samples of few numbers want with source = data", above=0.0
     )
-    times: Times = setting(UniformTimes(), "which noise levels are drawn")
+
+    told_as: ClassVar[str] = "continuous consistency"
 
     def __post_init__(self) -> None:
         check(self, guided_once(self))
-
-    def student(self, process: Process) -> Student:
-        """A map from every instant."""
-        return Student(method=f"continuous consistency from {self.source}", meaning="map")
 
     def build(self) -> Loss:
         """A `ContinuousLoss`."""

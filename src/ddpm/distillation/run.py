@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.config import check, from_dict, setting
 from ddpm.denoiser import Index
-from ddpm.distillation.methods import METHODS, Consistency, ContinuousConsistency, Distillation, Guidance, Matching, Progressive, off_circle
+from ddpm.distillation.methods import (
+    METHODS,
+    Consistency,
+    Consistent,
+    ContinuousConsistency,
+    Distillation,
+    Guidance,
+    Matching,
+    Progressive,
+    jumping,
+    off_circle,
+)  # fmt: skip
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LOSSES, LossSettings
-from ddpm.process import Process, Schedule, default_grid
+from ddpm.process import Process, Schedule
 from ddpm.training.checkpoints.storage import replace_text
 from ddpm.training.config import FAMILIES as TRAINED
 from ddpm.training.config import OptimizerSettings, TrainConfig
@@ -41,8 +52,8 @@ class DistillConfig:
 
     method: Distillation = setting(Consistency(), "how to distil", group="what")
     steps: int | None = setting(
-        None, "steps of the student, of progressive (none: 4) and matching (none: 1); the others take any number",
-        low=1, high=1024, group="what",
+        None, "steps the student is made for, and takes (none: progressive 4, the others 1); a guidance student, and a consistent one "
+        "made for 1, takes any number", low=1, high=1024, group="what",
     )  # fmt: skip
     rounds: int | None = setting(
         None, "of progressive: times the number of steps is halved, ending at --steps; none: 4", low=1, high=12, group="what"
@@ -85,8 +96,8 @@ class DistillConfig:
 
     @property
     def count(self) -> int | None:
-        """Steps of the student, where the method needs them."""
-        usual = 4 if isinstance(self.method, Progressive) else self.method.steps if isinstance(self.method, Matching) else None
+        """Steps the student is made for, where the method can make it for some."""
+        usual: int | None = 4 if isinstance(self.method, Progressive) else getattr(self.method, "steps", None)
         return usual if usual is None or self.steps is None else self.steps
 
 
@@ -99,7 +110,8 @@ def student_folder(teacher: str | Path, config: DistillConfig) -> Path:
     home = home_of(teacher)
     home = home if home.name not in ("", "..") else home.resolve()
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(config.method).__name__).lower()
-    return home.with_name(f"{home.name}-{kind}{config.count or ''}")
+    made = "" if isinstance(config.method, Consistent) and config.count == 1 else config.count or ""  # a map takes any number
+    return home.with_name(f"{home.name}-{kind}{made}")
 
 
 def distill(
@@ -201,10 +213,10 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
     if problems:
         raise ConfigError.of(problems)
     settled = replace(method, variance=bool(document["learned_variance"]), told=told)
-    if not isinstance(settled, Matching):
+    if not isinstance(settled, Matching | Consistent):
         return settled
     settled = replace(settled, steps=config.count or 1)
-    if len(settled.instants(Process(_schedule(saved)))) < settled.steps:
+    if isinstance(settled, Matching) and len(settled.instants(Process(_schedule(saved)))) < settled.steps:
         raise ConfigError(f"steps: got {settled.steps}, more than this chain of {length} has below noise over signal {settled.begin:g}")
     return settled
 
@@ -240,8 +252,7 @@ def _instants(saved: Checkpoint, config: DistillConfig) -> tuple[float, ...]:
         raise ConfigError(
             f"rounds: {steps} steps after {config.halvings} halvings begin with {count}, this chain has {length}; use fewer rounds"
         )
-    times: list[float] = default_grid(process, count).times(process, count).tolist()
-    return tuple(times)
+    return jumping(process, count)
 
 
 def _training(saved: Checkpoint, loss: Distillation, config: DistillConfig, out: Path) -> TrainConfig:

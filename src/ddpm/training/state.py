@@ -229,6 +229,7 @@ def compare(saved: Checkpoint, config: TrainConfig) -> list[str]:
     then, now, usual = (_flat(values) for values in (saved.document("state")["config"], to_dict(config), to_dict(TrainConfig())))
     if config.network is not None:
         usual |= _flat({"network": to_dict(type(config.network)())})
+    usual |= _flat({"loss": to_dict(type(config.loss)())})
     then |= {key: value for key, value in usual.items() if key in now and key not in then}  # settings younger than the checkpoint
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and not _among(key, FREE)]
     table = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed}
