@@ -90,13 +90,13 @@ def test_what_says_how_much_to_inflate_sees_nothing_of_the_held_out_days(tmp_pat
     assert import_module("forecast").before(path, card.fields.held, early).stat().st_mtime_ns == written_at
 
 
-def test_the_factor_of_inflation_is_of_the_geometric_mean_and_wider_for_few_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 / sqrt(0.9 0.4) by the ratios, times sqrt(4/2): starts on four days."""
+def test_the_factor_of_inflation_is_of_the_geometric_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / sqrt(0.9 0.4) by the ratios."""
     forecast = import_module("forecast")
     seen: list[Any] = []
 
     class Earlier:
-        record, rows = SimpleNamespace(seconds=np.arange(0, 96, 6) * 3600), np.arange(15)
+        record, rows = None, None
         about = SimpleNamespace(leads=(1.0, 6.0), held="2019-03-20", units=("K",))
 
         def members(self, model: Any, seed: int, autocast: Any, members: int) -> str:
@@ -110,5 +110,5 @@ def test_the_factor_of_inflation_is_of_the_geometric_mean_and_wider_for_few_days
     monkeypatch.setattr(forecast, "table", lambda found, unit: "")
     whole = SimpleNamespace(path=Path("x.nc"), about=SimpleNamespace(held="2019-03-26"))
     factor = forecast.inflation(SimpleNamespace(folder=tmp_path, members=50), whole, 3, 435)
-    assert factor == pytest.approx(2**0.5 / 0.6)
+    assert factor == pytest.approx(1 / 0.6)
     assert seen == [(Path("x.nc"), "2019-03-26"), (435, "earlier-3"), "20 of seed 3"]
