@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ddpm
-from ddpm.cli.sample import vector_of
+from ddpm.cli.sample import far_off, vector_of
 from ddpm.data.label_files import match, read_lines
 from ddpm.denoiser import Codec
 from ddpm.errors import CheckpointError, ConfigError, DataError
@@ -61,6 +61,13 @@ def test_vectors_in_order_or_by_name(given: tuple[str, ...], names: list[str], n
 def test_vectors_that_are_not_of_the_model(given: tuple[str, ...] | None) -> None:
     with pytest.raises(ConfigError, match="--vector: .*a, b"):
         vector_of(given, ["a", "b"], ())
+
+
+def test_numbers_nobody_was_trained_on_are_told() -> None:
+    codec = Codec(shift=(40.0, 0.0), scale=(10.0, 1.0))
+    assert far_off([139.0, 1.0], ["age", "smoker"], codec) == [] == far_off([1e9], ["age"], None)
+    (line,) = far_off([-160.0, 1.0], ["age", "smoker"], codec)
+    assert line.startswith("--vector: age=-160 is 20 deviations from the training data's 40")
 
 
 def test_names_alone_are_for_vectors_of_tags() -> None:

@@ -217,3 +217,17 @@ def test_another_calendar_and_another_step_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step of time: model: 1 h, file: 3 h"):
         forecasting.fits(coarse, about, "x.nc")
     assert coarse.step == 3 * HOUR and forecasting.fits(coarse, replace(about, past=1), "x.nc") is coarse
+
+
+def test_longitudes_are_the_same_whatever_turns_they_count(tmp_path: Path) -> None:
+    """350 is -10; latitudes have no turns."""
+    record = read_record(written(dataset(hours=48), tmp_path / "x.nc"))
+    about = replace(record.about, past=1)
+    for turn in (-360.0, 360.0):
+        columns, rows = (replace(axis, values=tuple(value + turn for value in axis.values)) for axis in (about.columns, about.rows))
+        assert forecasting.fits(record, replace(about, columns=columns), "x.nc") is record
+        with pytest.raises(DataError, match="latitude"):
+            forecasting.fits(record, replace(about, rows=rows), "x.nc")
+    east = replace(about.columns, values=tuple(value + 0.5 for value in about.columns.values))
+    with pytest.raises(DataError, match="longitude"):
+        forecasting.fits(record, replace(about, columns=east), "x.nc")

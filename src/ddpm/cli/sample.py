@@ -27,9 +27,11 @@ from ddpm.evaluation.drawing.starting import Starting
 if TYPE_CHECKING:
     import torch
 
+    from ddpm.denoiser import Codec
     from ddpm.denoiser.fields import Fields
     from ddpm.evaluation.drawing.ready import Ready
 
+FAR = 10.0  # deviations
 HELP = """Draw samples from a trained model, with the settings it was trained with.
 
   ddpm sample runs/digits                            64 samples: a grid, and what --format says
@@ -129,6 +131,18 @@ def vector_of(given: tuple[str, ...] | None, names: list[str], tags: Sequence[st
     return [numbers[name] for name in names]
 
 
+def far_off(vector: Sequence[float], names: Sequence[str], codec: Codec | None) -> list[str]:
+    """Entries of the vector condition that are `FAR` deviations or more from the training data's mean, in words."""
+    if codec is None:
+        return []
+    entries = list(zip(names, vector, codec.shift, codec.scale, strict=True))
+    return [
+        f"--vector: {name}={value:g} is {abs(value - mean) / std:.3g} deviations from the training data's {mean:g}; it knows nothing there"
+        for name, value, mean, std in entries
+        if abs(value - mean) >= FAR * std
+    ]
+
+
 def described(document: Mapping[str, Any], run: str) -> Fields | None:
     """What config.json says of the fields a model draws, None where it draws none; ConfigError for one that draws increments."""
     from ddpm.config import from_dict
@@ -181,6 +195,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         check_libraries(f".{kind}", "--format")
     told, texts = config.ask.told(model, document, config.n, guided=config.how.guide.active)
     cond = {**(conditions(config, drawing.names, document["vector"], document.get("tags", ())) or {}), **told} or None
+    for line in far_off(cond["vector"][0].tolist(), document["vector"], model.vector_codec) if cond and "vector" in cond else ():
+        print(f"ddpm sample: {line}", file=sys.stderr)
     cond = config.start.told(cond, config.classes, document["cond_dropout"])
     dealt: Dealt | None = config.given.deal(config.n, model, document, args.run_folder)
     cond = dealt.cond(cond, named=config.classes is not None) if dealt else cond

@@ -67,7 +67,13 @@ def _strange(record: Record, about: Fields) -> list[str]:
 
 
 def _same(mine: Axis, its: Axis) -> bool:
-    return len(mine.values) == len(its.values) and bool(np.allclose(mine.values, its.values, rtol=1e-5, atol=1e-5))
+    """Whether entries lie at the same places, longitudes whatever turns they count: 350 is -10."""
+    if len(mine.values) != len(its.values):
+        return False
+    apart = np.subtract(mine.values, its.values)
+    if mine.longitude and its.longitude:
+        apart = (apart + 180.0) % 360.0 - 180.0
+    return bool((np.abs(apart) <= 1e-5 + 1e-5 * np.abs(its.values)).all())
 
 
 def _told(axis: Axis) -> str:
