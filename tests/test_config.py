@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from ddpm.config import Families, check, dump_toml, from_dict, setting, to_dict
 from ddpm.errors import ConfigError
+from ddpm.networks.config import MLPConfig, UNetConfig
+from ddpm.training import FAMILIES as TRAINED
+from ddpm.training import TrainConfig
 
 
 class Curve:
@@ -146,6 +149,13 @@ def test_a_member_by_itself() -> None:
 def test_names_of_members(name: str) -> None:
     assert from_dict(Run, {"curve": name}, FAMILIES).curve == HalfWave()
     assert from_dict(Run, {"curve": {"name": name, "clip": 0.1}}, FAMILIES).curve == HalfWave(clip=0.1)
+
+
+def test_networks_go_by_what_they_are() -> None:
+    """The word that every name of a family ends with may be left out."""
+    for name in ("unet", "UNet", "unet-config", "UNetConfig"):
+        assert from_dict(TrainConfig, {"network": {"name": name, "channels": 8}}, TRAINED).network == UNetConfig(channels=8)
+    assert from_dict(TrainConfig, {"network": "mlp"}, TRAINED).network == MLPConfig()
 
 
 def test_toml_explains_each_setting_and_knows_no_null() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from ddpm.config.field_info import (
     Families,
     arms,
+    called,
     default_of,
     has_name,
     hints_of,
@@ -191,9 +192,10 @@ class _Builder:
 
     def member(self, hint: Any, default: Any, given: Sequence[tuple[Layer, Any]], path: str) -> Any:
         """The member of a family that was named last, with the settings said of it; None where that was said last; _FAILED."""
-        known = {plain(cls.__name__): cls for cls in members(hint, self.families)}
+        kinds = list(dict.fromkeys(members(hint, self.families)))
+        known = {name: cls for cls in kinds for name in called(cls)}
         ready = {plain(name): value for name, value in presets(hint, self.families).items()}
-        only = next(iter(known.values())) if len(known) == 1 else None
+        only = kinds[0] if len(kinds) == 1 else None
         chosen, absent, tables = only, default is None and None in arms(hint), list[Layer]()
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             chosen, tables = type(default), [Layer("", to_dict(default))]
@@ -209,7 +211,7 @@ class _Builder:
                 if wanted in ready:
                     chosen, tables = type(ready[wanted]), [Layer("", to_dict(ready[wanted]))]
                 elif wanted not in known:
-                    return self._unknown_member(_label(path, layer, table["name"]), table["name"], hint, list(known.values()))
+                    return self._unknown_member(_label(path, layer, table["name"]), table["name"], hint, kinds)
                 else:
                     tables = tables if known[wanted] is chosen else []
                     chosen = known[wanted]
@@ -219,13 +221,13 @@ class _Builder:
         if absent:
             return None
         if chosen is None:
-            names = ", ".join(cls.__name__ for cls in known.values())
+            names = ", ".join(cls.__name__ for cls in kinds)
             where = f"{path}.name" if path else "name"
             typed = path and any(layer.text for layer, _ in given)
             advice = f": name it beside its settings, by --{path.rpartition('.')[2].replace('_', '-')}" if typed else ""
             self.problems.append(f"{self._place([layer for layer, _ in given])}missing setting '{where}'{advice}; allowed: {names}")
             return _FAILED
-        return self.build(chosen, tables, f"{path}." if path else "", tuple(known.values()))
+        return self.build(chosen, tables, f"{path}." if path else "", tuple(kinds))
 
     def _construct(
         self, cls: type, values: dict[str, Any], failed: list[str], labels: dict[str, str], path: str, stack: Sequence[Layer]
@@ -253,7 +255,7 @@ class _Builder:
         fields = settings_of(cls)
         for layer in stack:
             for key, value in layer.values.items():
-                if key in fields or (key == "name" and plain(_text(value)) == plain(cls.__name__)):
+                if key in fields or (key == "name" and plain(_text(value)) in called(cls)):
                     continue
                 owners = [other.__name__ for other in siblings if key in settings_of(other)]
                 deeper = self._deeper(cls)

@@ -153,6 +153,11 @@ def plain(name: str) -> str:
     return name.lower().replace("++", "pp").replace("-", "").replace("_", "").replace(" ", "")
 
 
+def called(member: type) -> set[str]:
+    """What a class may be called, as `plain` has it: `unet` is UNetConfig."""
+    return {plain(member.__name__), plain(member.__name__.removesuffix("Config"))}
+
+
 ELSEWHERE = {  # what other libraries call the same, as `plain` has it
     "dpmsolverpp": "dpm++2m",
     "dpmsolvermultistep": "dpm++2m",
