@@ -47,7 +47,7 @@ METHODS: dict[str, Distillation] = {
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 8, "continuous, from data": 6, "matching": 7}
 PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 6}
 RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 1e-4}  # learning rates; higher ones are far worse
-FEW = 2000  # updates below which consistency goes through 4 stages instead of 7
+FEW = 2000  # updates below which consistency goes through 4 stages instead of 7, and the continuous one begins in finite steps
 FINE = 8  # steps of the teacher that progressive distillation begins with: by DDIM they are as good as its chain
 SHARE = 8  # a student makes an eighth of the teacher's passes, which in batches of half the size is up to a fifth of the time
 COUNTS = (1, 2, 4)  # steps of students
@@ -90,6 +90,8 @@ def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
         updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * (rounds or 1)))
         if isinstance(method, Consistency) and updates < FEW:
             method = replace(method, stages=4)
+        if isinstance(method, ContinuousConsistency) and updates < FEW:
+            method = replace(method, finite=0.5)
         optimizer = OptimizerSettings(lr=args.lr or RATES[type(method)], warmup=min(20, updates // 5), decay="cosine")
         folder = f"{name.replace(', ', '-').replace(' ', '-')}{steps}"
         yield Student(name, steps, DistillConfig(

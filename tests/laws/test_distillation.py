@@ -153,7 +153,7 @@ def test_the_derivative_along_the_trajectory_is_a_finite_difference() -> None:
 def test_the_exact_map_is_at_rest_in_continuous_time(steps: int) -> None:
     """On the flow of its teacher the exact jump does not change, so the tangent is zero; of one that is off it points back."""
     process = Process(Cosine(T=None, clip=None))
-    bell, settings = Bell(process), ContinuousConsistency(finite=0.0, warmup=0.0, steps=steps)
+    bell, settings = Bell(process), ContinuousConsistency(warmup=0.0, steps=steps)
     times = settings.student(process).times
     loss, right = taught(ContinuousLoss(settings), bell.exact), bell.jump(times)
     loss.advance(0.0)
@@ -182,7 +182,7 @@ def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
     """The tangent before it is divided by its size: -alpha^2 (F - v) - r alpha sigma (x + dF/dphi), at r = 0, 1/2 and 1."""
     process = Process(Cosine(T=None, clip=None))
     loss, model = (
-        ContinuousLoss(ContinuousConsistency(source="data", finite=0.0, warmup=0.5, soften=1e6)),
+        ContinuousLoss(ContinuousConsistency(source="data", warmup=0.5, soften=1e6)),
         network(process),
     )  # hardly divided
     at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
@@ -202,7 +202,7 @@ def test_both_answers_in_continuous_time_drop_the_same(monkeypatch: pytest.Monke
     process = Process(Cosine(T=None, clip=None))
     model, loss, draws, found = (
         dropping(network(process)),
-        ContinuousLoss(ContinuousConsistency(source="data", finite=0.0)),
+        ContinuousLoss(ContinuousConsistency(source="data")),
         drawn(),
         list[Tensor](),
     )
@@ -242,7 +242,7 @@ def test_a_teacher_drops_nothing_and_learns_nothing() -> None:
 def test_the_continuous_loss_is_the_published_one_without_learned_weights() -> None:
     """|F - F_old - g|^2 over the density of the instants; g is at most of size 1; the derivative's share rises."""
     process = Process(Cosine(T=None, clip=None))
-    settings = ContinuousConsistency(source="data", finite=0.0, warmup=0.5, times=LogitNormal())  # whose density is not 1
+    settings = ContinuousConsistency(source="data", warmup=0.5, times=LogitNormal())  # whose density is not 1
     loss, model, draws, x0 = ContinuousLoss(settings), network(process), drawn(), 50.0 * unit(COUNT, 2)
     for share, ramp in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
         loss.advance(share)
@@ -260,7 +260,7 @@ def test_a_share_of_a_continuous_run_goes_in_finite_steps() -> None:
     """The loss is that of `Consistency` from stage 0 on, with the same teacher, and then that of the limit alone."""
     process = Process(Cosine(T=None, clip=None))
     bell, model, draws = Bell(process), network(process), drawn()
-    limit = taught(ContinuousLoss(ContinuousConsistency(finite=0.0, warmup=0.0)), bell.exact)
+    limit = taught(ContinuousLoss(ContinuousConsistency(warmup=0.0)), bell.exact)
     limit.advance(0.0)
     for steps in (1, 3):
         mixed = taught(ContinuousLoss(ContinuousConsistency(finite=0.5, stages=2, steps=steps)), bell.exact)

@@ -196,7 +196,7 @@ class ContinuousConsistency(Consistent):
     """
 
     finite: float = setting(
-        0.5, "share of the run that goes in finite steps, as of Consistency from stage 0 on, before the limit is taken", low=0.0, high=1.0
+        0.0, "share of the run that goes in finite steps first, as of Consistency from stage 0 on: for few updates", low=0.0, high=1.0
     )
     stages: int = setting(5, "stages of that share, the gap of the last being 2^(1 - stages)", low=1, high=MOST + 1)
     warmup: float = setting(
