@@ -25,6 +25,7 @@ HELP = """Distil a trained model into a student that draws in a few steps, or on
 
   ddpm distill runs/digits --method progressive --steps 4        half the steps four times, from 64 down to 4: four runs
   ddpm distill runs/digits --method consistency                  one step, or as many as sampling is asked for
+  ddpm distill runs/digits --method consistency --steps 2        made for two, and better at it; draws in two steps alone
   ddpm distill runs/digits --method consistency --method.source data    a method's own settings; --help-all lists them
   ddpm distill runs/digits --method matching --steps 1           the teacher's density, without its trajectories
   ddpm distill runs/digits --method guidance                     guidance in one call; ddpm sample STUDENT --guidance 2
