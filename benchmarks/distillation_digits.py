@@ -223,7 +223,7 @@ class Kept:
 
     def __init__(self, args: argparse.Namespace) -> None:
         args.folder.mkdir(parents=True, exist_ok=True)
-        self.path, about = args.folder / "rows.json", {key: getattr(args, key) for key in SAME}
+        self.path, about = args.folder / "rows.json", {**{key: getattr(args, key) for key in SAME}, "students": "made for their steps"}
         held = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"about": about, "rows": {}}
         if held["about"] != about:
             raise SystemExit(f"{self.path}: is of {held['about']}, not {about}; use another --folder")

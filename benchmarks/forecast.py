@@ -213,7 +213,8 @@ def regressed(setting: Setting, seed: int, steps: int, autocast: torch.dtype | N
     place = args.folder / f"regression-{seed}.npz"
     if not place.is_file():
         model, made = regress(settings(args, seed, steps, args.folder), setting.data, SHARE * 60.0 * args.minutes, autocast)
-        np.savez(place, points=setting.points(model, autocast), steps=made)
+        np.savez(place.with_suffix(".part.npz"), points=setting.points(model, autocast), steps=made)
+        place.with_suffix(".part.npz").replace(place)  # whole, or not there
     kept = np.load(place)
     return kept["points"], int(kept["steps"])
 

@@ -132,6 +132,13 @@ def test_continuous_time_slows_the_clock_down(teacher: Path, data: Dataset, tmp_
     assert ddpm.load(tmp_path / "student").clock == Index(scale=5.0) and ddpm.load(teacher).clock == Index()
 
 
+@pytest.mark.parametrize("method", [Consistency(), ContinuousConsistency(), Matching()])
+def test_the_steps_asked_for_are_the_methods_own(method: Distillation, teacher: Path, data: Dataset, tmp_path: Path) -> None:
+    """`--steps 2` is `--method.steps 2`."""
+    student = quiet(teacher, asked(method, tmp_path / "s", updates=1, steps=2), data).denoiser
+    assert len(student.times) == 2 and student.meaning == ("map" if isinstance(method, Matching) else "step")
+
+
 def test_progressive_runs_a_round_after_another_and_not_twice(teacher: Path, data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "student"
     quiet(teacher, asked(Progressive(), out), data)

@@ -96,9 +96,21 @@ MUTATIONS = (
         *(
             "a warm-up without effect: continuous consistency",
             "distillation/continuous.py",
-            "self.ramp * (at.alpha * at.sigma * x + change)",
+            "self.ramp * (cos * sin * x + change)",
         ),
-        *("(at.alpha * at.sigma * x + change)", PUPILS),
+        *("(cos * sin * x + change)", PUPILS),
+    ),
+    Mutation(
+        *("segments that end clean: continuous consistency", "distillation/continuous.py", "segment_end(process, denoiser.times, time)"),
+        *("segment_end(process, (), time)", PUPILS),
+    ),
+    Mutation(
+        *("a jump from a border to itself: segments", "distillation/segments.py", "inner >= time"),
+        *("inner > time", PUPILS),
+    ),
+    Mutation(
+        *("finite steps of the teacher's flow whatever was asked: continuous", "distillation/continuous.py", "source=settings.source, "),
+        *("", PUPILS),
     ),
     Mutation(
         *("two answers under different dropout: continuous consistency", "distillation/continuous.py", "        again()\n"),

@@ -173,6 +173,32 @@ def test_the_exact_map_is_at_rest_in_continuous_time(steps: int) -> None:
     assert (mean * gap).sum() > 0.3 * mean.norm() * gap.norm()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_exact_jump_has_no_continuous_loss_and_a_map_to_the_data_has_where_there_are_segments(steps: int) -> None:
+    """Through the loss itself, which must know where a segment ends."""
+    process = Process(Cosine(T=None, clip=None))
+    bell, settings = Bell(process), ContinuousConsistency(warmup=0.0, steps=steps)
+    student = settings.student(process)
+    loss, draws = taught(ContinuousLoss(settings), bell.exact), Draws(0.1 + 0.8 * uniforms(COUNT, 5), *drawn()[1:])
+    loss.advance(0.0)
+    at = process.at(settings.times.draw(draws.u, process)[0], like=unit(COUNT, 2))
+    ends = segment_end(process, student.times, at.t.flatten().double()).like(unit(COUNT, 2))
+    far = (at.t - ends.t).flatten() > 0.03  # `landing` divides by little next to an end
+    rest = loss(Answering(process, smooth(bell, ends), student), bell.data(COUNT), None, draws)[far]
+    whole = loss(Answering(process, smooth(bell, process.clean.like(ends.t)), student), bell.data(COUNT), None, draws)[far]
+    assert rest.abs().max() < 1e-10
+    assert (whole.mean() > 1e-2) == (steps > 1)
+
+
+@pytest.mark.parametrize("schedule", named(schedules))
+def test_segments_share_the_process_out(schedule: Schedule) -> None:
+    """No jump of a consistent student is left with nothing to do, whatever grid is usual."""
+    process = Process(schedule)
+    if process.schedule.T is None or process.schedule.T >= 100:
+        levels = process.at(torch.tensor(Consistency(steps=3).student(process).times, dtype=torch.float64)).level
+        assert len(levels) == 3 and float(levels[-1]) > 0.05 and bool((levels.diff() < 0).all())
+
+
 def smooth(bell: Bell, end: At) -> Callable[[Tensor, At], Tensor]:
     """`Bell.jump` to ends that are given, which can be differentiated."""
     return lambda x, at: bell.process.landing(end, at, bell.walked(x, at, end), x)
@@ -260,11 +286,12 @@ def test_a_share_of_a_continuous_run_goes_in_finite_steps() -> None:
     """The loss is that of `Consistency` from stage 0 on, with the same teacher, and then that of the limit alone."""
     process = Process(Cosine(T=None, clip=None))
     bell, model, draws = Bell(process), network(process), drawn()
-    limit = taught(ContinuousLoss(ContinuousConsistency(warmup=0.0)), bell.exact)
-    limit.advance(0.0)
-    for steps in (1, 3):
-        mixed = taught(ContinuousLoss(ContinuousConsistency(finite=0.5, stages=2, steps=steps)), bell.exact)
-        finite = taught(ConsistencyLoss(Consistency(first=0, stages=2, steps=steps)), bell.exact)
+    ways: list[dict[str, Any]] = [{}, {"source": "data"}, {"times": LogitNormal()}]
+    for how in ways:
+        mixed = taught(ContinuousLoss(ContinuousConsistency(finite=0.5, stages=2, **how)), bell.exact)
+        finite = taught(ConsistencyLoss(Consistency(first=0, stages=2, **how)), bell.exact)
+        limit = taught(ContinuousLoss(ContinuousConsistency(warmup=0.0, **how)), bell.exact)
+        limit.advance(0.0)
         for share in (0.0, 0.2, 0.3, 0.49):
             mixed.advance(share)
             finite.advance(2 * share)

@@ -137,7 +137,7 @@ def far_off(vector: Sequence[float], names: Sequence[str], codec: Codec | None) 
         return []
     entries = list(zip(names, vector, codec.shift, codec.scale, strict=True))
     return [
-        f"--vector: {name}={value:g} is {abs(value - mean) / std:.3g} deviations from the training data's {mean:g}; it knows nothing there"
+        f"--vector: {name}={value:g} is {abs(value - mean) / std:.3g} deviations from the training data's {mean:g}; few or none lie there"
         for name, value, mean, std in entries
         if abs(value - mean) >= FAR * std
     ]

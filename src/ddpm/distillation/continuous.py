@@ -24,7 +24,7 @@ class ContinuousLoss(Loss):
     def __init__(self, settings: ContinuousConsistency) -> None:
         super().__init__()
         self.settings, self.teacher, self.ramp = settings, Teacher(settings), 0.0
-        early = Consistency(source=settings.source, steps=settings.steps, times=settings.times, first=0, stages=settings.stages)
+        early = Consistency(source=settings.source, times=settings.times, first=0, stages=settings.stages)
         self.early, self.finite = ConsistencyLoss(early), settings.finite > 0
         self.early.teacher = self.teacher
 
@@ -91,7 +91,7 @@ def network_output(denoiser: Denoiser, x: Tensor, at: At, cond: Cond) -> Tensor:
 
 
 def along(denoiser: Denoiser, x: Tensor, at: At, cond: Cond, v: Tensor, rates: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, Tensor]:
-    """F, and `scale` dF/dphi along the trajectory, by one forward-mode pass with tangents scaled so: by alpha sigma they stay bounded.
+    """F, and `scale` dF/dphi along the trajectory, by one forward-mode pass with tangents scaled so: dt/dphi has no bound.
 
     v: dx/dphi; rates: d(t, alpha, sigma)/dphi.
     """

@@ -9,7 +9,7 @@ from ddpm.config import check, setting
 from ddpm.denoiser.student import Student
 from ddpm.objective.settings import LossSettings
 from ddpm.objective.times import Times, UniformTimes
-from ddpm.process import default_grid
+from ddpm.process import Karras, Level, default_grid
 
 if TYPE_CHECKING:
     from ddpm.objective.losses import Loss
@@ -61,9 +61,12 @@ def off_circle(process: Process, predicted: str) -> str:
     )
 
 
-def jumping(process: Process, steps: int) -> tuple[float, ...]:
-    """The instants of a student of so many steps."""
-    times: list[float] = default_grid(process, steps).times(process, steps).tolist()
+def jumping(process: Process, steps: int, *, even: bool = False) -> tuple[float, ...]:
+    """The instants of a student of so many steps, from t = 1. even: where the usual grid ends at the least noise that is trained on, which
+    leaves the last jump nothing to do, the levels are cut evenly.
+    """
+    grid = default_grid(process, steps)
+    times: list[float] = (Level() if even and isinstance(grid, Karras) else grid).times(process, steps).tolist()
     return tuple(times)
 
 
@@ -143,7 +146,7 @@ class Consistent(Distillation):
         method = f"{self.told_as} from {self.source}"
         if self.steps == 1:
             return Student(method=method, meaning="map")
-        return Student(method=method, meaning="step", times=jumping(process, self.steps))
+        return Student(method=method, meaning="step", times=jumping(process, self.steps, even=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,10 @@ class ContinuousConsistency(Consistent):
     )
     stages: int = setting(5, "stages of that share, the gap of the last being 2^(1 - stages)", low=1, high=MOST + 1)
     warmup: float = setting(
-        0.1, "share of the run over which the network's own derivative is taken into account more and more", low=0.0, high=1.0
+        0.1,
+        "share of the run, from its begin, over which the network's own derivative is taken into account more and more",
+        low=0.0,
+        high=1.0,
     )
     clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
     soften: float = setting(

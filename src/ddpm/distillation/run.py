@@ -52,8 +52,8 @@ class DistillConfig:
 
     method: Distillation = setting(Consistency(), "how to distil", group="what")
     steps: int | None = setting(
-        None, "steps the student is made for, and takes (none: progressive 4, the others 1); a guidance student, and a consistent one "
-        "made for 1, takes any number", low=1, high=1024, group="what",
+        None, "steps the student is made for, and takes (none: progressive 4, consistency and matching 1); a guidance student, and a "
+        "consistent one made for 1, takes any number", low=1, high=1024, group="what",
     )  # fmt: skip
     rounds: int | None = setting(
         None, "of progressive: times the number of steps is halved, ending at --steps; none: 4", low=1, high=12, group="what"
