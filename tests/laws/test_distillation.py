@@ -207,10 +207,7 @@ def smooth(bell: Bell, end: At) -> Callable[[Tensor, At], Tensor]:
 def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
     """The tangent before it is divided by its size: -alpha^2 (F - v) - r alpha sigma (x + dF/dphi), at r = 0, 1/2 and 1."""
     process = Process(Cosine(T=None, clip=None))
-    loss, model = (
-        ContinuousLoss(ContinuousConsistency(source="data", warmup=0.5, soften=1e6)),
-        network(process),
-    )  # hardly divided
+    loss, model = ContinuousLoss(ContinuousConsistency(source="data", warmup=0.5, soften=1e6)), network(process)  # hardly divided
     at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
     x0, eps = unit(COUNT, 2), unit(COUNT, 2, seed=6)
     x, rates = process.perturb(x0, eps, at), process.circle_rates(at)
@@ -226,12 +223,7 @@ def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
 def test_both_answers_in_continuous_time_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """F_old, whose derivative is taken, under the masks of F."""
     process = Process(Cosine(T=None, clip=None))
-    model, loss, draws, found = (
-        dropping(network(process)),
-        ContinuousLoss(ContinuousConsistency(source="data")),
-        drawn(),
-        list[Tensor](),
-    )
+    model, loss, draws, found = dropping(network(process)), ContinuousLoss(ContinuousConsistency(source="data")), drawn(), list[Tensor]()
 
     def watched(*inputs: Any) -> tuple[Tensor, Tensor]:
         found.append(along(*inputs)[0])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.distillation.methods import Progressive
+from ddpm.distillation.segments import jump, knots
 from ddpm.distillation.teacher import Teacher
 from ddpm.objective.bound import mean_flat
 from ddpm.objective.losses import Draws, Loss
@@ -36,9 +37,7 @@ class ProgressiveLoss(Loss):
         """The x0 from which one step takes x_t where the teacher's two steps end."""
         here = x
         for now, then in ((t, middle), (middle, s)):
-            x0, eps = self.teacher(here, now, cond)[:2]
-            c_x0, c_eps, _ = process.implicit(then, now)
-            here = c_x0 * x0 + c_eps * eps
+            here = jump(process, self.teacher(here, now, cond), now, then)
         return process.landing(s, t, here, x)
 
 
@@ -57,7 +56,6 @@ def split(u: Tensor, count: int, cond: Cond, most: float) -> tuple[Tensor, Cond]
 
 def triple(process: Process, fine: tuple[float, ...], pair: Tensor) -> tuple[At, At, At]:
     """(t, middle, s) of the pairs numbered (B,): the teacher's instants 2k, 2k + 1, 2k + 2, the last pair ending at `clean`."""
-    at = process.at(torch.tensor(fine, dtype=torch.float64))
-    levels = At(*(torch.cat([level, end[None]]) for level, end in zip(at, process.clean, strict=True)))
+    levels = knots(process, fine)
     t, middle, s = (levels.take(2 * pair + step) for step in range(3))
     return t, middle, s

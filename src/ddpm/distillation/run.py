@@ -22,7 +22,7 @@ from ddpm.distillation.methods import (
     Progressive,
     jumping,
     off_circle,
-)  # fmt: skip
+)
 from ddpm.errors import CheckpointError, ConfigError
 from ddpm.objective import LOSSES, LossSettings
 from ddpm.process import Process, Schedule

@@ -9,11 +9,16 @@ from ddpm.denoiser import Prediction
 from ddpm.process import At, Process
 
 
+def knots(process: Process, times: tuple[float, ...]) -> At:
+    """The instants of `times` followed by `clean`, float64 (len(times) + 1,)."""
+    at = process.at(torch.tensor(times, dtype=torch.float64))
+    return At(*(torch.cat([level, end[None]]) for level, end in zip(at, process.clean, strict=True)))
+
+
 def segment_end(process: Process, times: tuple[float, ...], time: Tensor) -> At:
     """The greatest of times[1:], which fall, below each time (B,); `clean` below them all, so that without times it is everyone's end."""
     inner = torch.tensor(times[1:], dtype=torch.float64)
-    ends = At(*(torch.cat([level, clean[None]]) for level, clean in zip(process.at(inner), process.clean, strict=True)))
-    return ends.take((inner >= time.cpu()[:, None]).sum(1))
+    return knots(process, times[1:]).take((inner >= time.cpu()[:, None]).sum(1))
 
 
 def jump(process: Process, said: Prediction, at: At, end: At) -> Tensor:
