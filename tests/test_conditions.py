@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ddpm
+from ddpm.cli import main
 from ddpm.cli.sample import far_off, vector_of
 from ddpm.data.label_files import match, read_lines
 from ddpm.denoiser import Codec
@@ -172,3 +173,10 @@ def test_an_image_condition_in_grey_levels_is_refused_before_anything_is_written
         quietly(settings(tmp_path / "no", network=small, steps=1), data=data)
     assert not (tmp_path / "no" / "latest").exists()
     quietly(settings(tmp_path / "yes", network=small, steps=1, conditional=False), data=data)
+
+
+def test_sampling_far_from_the_training_data_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quietly(settings(tmp_path / "run", steps=1, cond_dropout=0.0), data=measurements())
+    for year, told in (("2019", 0), ("1e6", 1)):
+        assert main(["sample", str(tmp_path / "run"), "--n", "2", "--steps", "2", "--vector", f"{year},101325,0.1"]) == 0
+        assert capsys.readouterr().err.count("deviations from the training data's") == told
