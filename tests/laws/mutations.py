@@ -30,7 +30,7 @@ class Mutation:
     laws: tuple[str, ...]
 
 
-PUPILS = ("test_distillation.py", "test_matching.py")
+PUPILS = ("test_consistency.py", "test_continuous.py", "test_matching.py")
 SAMPLERS = ("test_samplers_stochastic.py", "test_samplers_ode.py")
 MUTATIONS = (
     Mutation(

@@ -13,6 +13,7 @@ from worlds import covariance, plain_codec, uniforms, unit
 from ddpm.denoiser import Denoiser, NetworkDenoiser, Prediction, Student, V, default_clock, gaussian
 from ddpm.distillation.segments import segment_end
 from ddpm.networks.config import CondSpec, MLPConfig
+from ddpm.networks.mlp import MLPBlock
 from ddpm.objective import Draws
 from ddpm.process import At, Process
 
@@ -96,3 +97,11 @@ def network(process: Process, student: Student | None = None, *, seed: int = 0, 
         net, process, V(), default_clock(process.schedule), plain_codec(2), (2,), conditions=spec.keys, classes=spec.classes,
         guided=spec.guidance, student=student,
     )  # fmt: skip
+
+
+def dropping(model: NetworkDenoiser) -> NetworkDenoiser:
+    """The same in training mode, half of its hidden units dropped."""
+    for part in model.modules():
+        if isinstance(part, MLPBlock):
+            part.dropout = 0.5
+    return model.train()
