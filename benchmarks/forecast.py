@@ -1,4 +1,5 @@
-"""Forecasts of a temperature field: this package's ensembles beside persistence, climatology, and a regression by the same network.
+"""Forecasts of a temperature field: this package's ensembles beside persistence, climatology, the change of the days before, and a
+regression by the same network.
 
     python benchmarks/forecast.py --data era5-2m-temperature-uk-2019-03.grib --minutes 19 --seeds 3 --figure docs/forecast.png
 
@@ -8,8 +9,8 @@ the training days alone, which holds out the last of them: one over the spread-s
 the leads (single ones are uncertain), is how much those of the other run are inflated. How they are without it is said beside it. Both
 runs make as many steps: the longer a run, the narrower its ensembles. Scored on the days that training held out, every --every hours, by
 ensembles of --members drawn in --calls network calls each: CRPS (fair), mean absolute and root mean square error of the ensemble's mean,
-spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an ensemble. For one
-member the CRPS is the mean absolute error.
+spread-skill ratio; persistence is the field of the start, climatology all training days' fields at that hour, as an ensemble, expected the
+field of the start plus the mean change of the days before. For one member the CRPS is the mean absolute error.
 
 Finished seeds are kept in --folder, and runs save at every quarter: a second call goes on. Seeds may be made by processes of their own,
 with --seed-only 0, --seed-only 1 and so on; a call without it then says how all went. The last line is JSON.
@@ -269,7 +270,7 @@ def verdict(seeds: list[dict[str, Any]]) -> list[str]:
     for one in seeds:
         for lead, by in one["scores"].items():
             crps, where = by["model"]["crps"], f"seed {one['seed']}, {lead} h"
-            bounds = {name: by[name]["crps"] for name in ("persistence", "climatology", "regression") if name in by}
+            bounds = {name: by[name]["crps"] for name in ("persistence", "climatology", "expected", "regression") if name in by}
             wrong += [f"{where}: CRPS {crps:.3f}, {name} {bound:.3f}" for name, bound in bounds.items() if crps >= bound]
             if not 0.8 <= by["model"]["ratio"] <= 1.2:
                 wrong.append(f"{where}: spread-skill ratio {by['model']['ratio']:.2f}")

@@ -10,7 +10,7 @@ import numpy as np
 from ddpm.data.fields import HOUR, Record
 from ddpm.denoiser.fields import Fields
 
-COLOURS = {"model": "C0", "regression": "C1", "climatology": "C2", "persistence": "C3", "truth": "black"}
+COLOURS = {"expected": "C4", "model": "C0", "regression": "C1", "climatology": "C2", "persistence": "C3", "truth": "black"}
 SHOWN = 3  # members
 
 
@@ -59,7 +59,7 @@ def _scores(below: Any, about: Fields, seeds: list[dict[str, Any]]) -> None:
     """CRPS by lead with a dot a seed, the ranks of the truth at every lead, and the spectra at the last."""
     left, middle, right = below.subplots(1, 3)
     keys = list(seeds[0]["scores"])
-    for name in ("persistence", "climatology", "regression", "model"):
+    for name in ("persistence", "climatology", "expected", "regression", "model"):
         values = np.array([[one["scores"][key].get(name, {}).get("crps", np.nan) for key in keys] for one in seeds])
         left.plot([float(key) for key in keys], values.mean(0), "-", color=COLOURS[name], label=name)
         for some in values:

@@ -54,7 +54,7 @@ def test_the_file_has_the_units_the_places_and_the_times(home: Path, capsys: pyt
     about, scores = said["of"], said["leads"]
     assert about["members"] == 3 and about["starts"] == len(t2m) and not about["chosen_on_these_days"]
     assert "2 steps, seed 0" in about["source"] and about["data"] == "x.nc" and "inflation" not in about
-    assert scores.keys() == {"1", "6"} and scores["6"].keys() == {"model", "persistence", "climatology"}
+    assert scores.keys() == {"1", "6"} and scores["6"].keys() == {"model", "persistence", "expected", "climatology"}
     assert len(scores["6"]["model"]["ranks"]) == 4 and scores["6"]["persistence"]["members"] == 1
     assert forecast(home, "--score", "--out", str(home / "all.zarr")) == 2  # whose scores would lie where those of all.nc do
     assert "all.scores.json is there already" in capsys.readouterr().err and not (home / "all.zarr").exists()

@@ -148,6 +148,18 @@ def test_climatology_is_of_the_newest_days_as_many_for_every_hour(tmp_path: Path
     assert found.mae == pytest.approx((2.0 + 3.0) / 2)  # of days 2 to 4, and of 1 to 3
 
 
+def test_the_expected_field_knows_the_change_of_the_days_before(tmp_path: Path) -> None:
+    """Fields that change by the hour of the day and drift by a tenth a day; a model of no days before has no such rival."""
+    made = dataset(hours=144)
+    hour = 10.0 * np.sin(made.time.dt.hour.values / 24.0 * 2.0 * np.pi) + 0.1 * made.time.dt.day.values
+    fields = np.broadcast_to(hour.astype(np.float32)[:, None, None], made.t2m.shape)
+    record = read_record(written(made.assign(t2m=made.t2m.copy(data=fields)), tmp_path / "x.nc"))
+    rows, members = np.array([100, 107]), np.zeros((2, 1, 2, 1, 5, 6), np.float32)
+    found = forecasting.scores(record, replace(record.about, days=2), rows, (5.0,), members)["5"]
+    assert found["expected"].members == 1 and found["expected"].mae < 1e-4 and found["persistence"].mae > 1.0
+    assert "expected" not in forecasting.scores(record, replace(record.about, days=0), rows, (5.0,), members)["5"]
+
+
 def test_all_systems_are_scored_on_the_same_entries(tmp_path: Path) -> None:
     """Persistence lacks the upper half, where all are wrong by 10; the lower half alone counts, for each of them."""
     made = holed(dataset(hours=144), (100, slice(0, 2), slice(None)), (30, 4, 4))

@@ -1,4 +1,4 @@
-"""Ensemble forecasts of fields by a trained model, and how good they are beside persistence and climatology."""
+"""Ensemble forecasts of fields by a trained model, and how good they are beside what costs nothing: persistence, climatology, the change of the days before."""
 
 from __future__ import annotations
 
@@ -218,14 +218,15 @@ def area(about: Fields) -> Tensor:
 
 
 def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], drawn: NDArray[np.float32]) -> dict[str, dict[str, Scores]]:
-    """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start) and "climatology" (the training fields at that
-    hour of the day, as an ensemble; the newest, as many for every hour), all of the starts whose truth is there, on the entries that all of
-    these and the truth have; averages over the area. Of several variables each is scored by itself, in its own units: "model t2m".
+    """By lead ("6"), then by what is scored: "model", "persistence" (the field of the start), for a model of departures from the change of
+    the days before "expected" (the field of the start plus that change) and "climatology" (the training fields at that hour of the day, as
+    an ensemble; the newest, as many for every hour), all of the starts whose truth is there, on the entries that all of these and the truth
+    have; averages over the area. Of several variables each is scored by itself, in its own units: "model t2m".
 
     drawn (S, L, M, C, H, W): what `ensemble` returns. DataError where no truth is there at all.
     """
     check_scored(record, rows, leads)
-    out: dict[str, dict[str, Scores]] = {}
+    out, given = dict[str, dict[str, Scores]](), Context(record, about)
     for number, lead in enumerate(leads):
         there, real = truth(record, rows, lead)
         if not len(real):
@@ -235,6 +236,8 @@ def scores(record: Record, about: Fields, rows: Rows, leads: Sequence[float], dr
             "model": lambda case, members=members: members[case],
             "persistence": lambda case, begun=begun: record.values[begun[[case]]],
         }
+        if about.days:
+            systems["expected"] = lambda case, begun=begun, lead=lead: given.expected(begun[[case]], np.asarray([lead]))
         hours = (record.clock[begun] + lead) % (DAY / HOUR)
         usual = {hour: climatology(record, about, hour) for hour in np.unique(hours)}
         least = min((len(some) for some in usual.values()), default=0)
