@@ -45,7 +45,9 @@ class ForecastConfig:
     seed: int = setting(0, "sample i depends on (seed, i) alone", low=0, high=2**63 - 1, group="what")
     how: How = setting(How(), "", flat=True)
     out: str | None = setting(None, "file, .nc or .zarr; none: forecasts/ in the run folder", group="output")
-    score: bool = setting(False, "say how good they are, beside persistence, climatology and the expected field, where the file has what came", group="output")
+    score: bool = setting(
+        False, "say how good they are, beside persistence, climatology and the expected field, where the file has what came", group="output"
+    )
 
 
 def add(parser: Parser) -> None:

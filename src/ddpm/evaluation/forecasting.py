@@ -1,4 +1,4 @@
-"""Ensemble forecasts of fields by a trained model, and how good they are beside what costs nothing: persistence, climatology, the change of the days before."""
+"""Ensemble forecasts of fields by a trained model, and how good they are beside persistence, the usual change and climatology."""
 
 from __future__ import annotations
 
