@@ -255,17 +255,21 @@ def solvers(rows: Rows, calls: int) -> dict[str, float]:
 
 
 def told(name: str, row: dict[str, Any], whole: float) -> str:
-    """A line of the table: the distance and its interval over that of the chain, and the cost."""
-    span = "uncorrected" if row["low"] is None else f"[{row['low'] / whole:.2f}, {row['high'] / whole:.2f}]"
+    """A line of the table: the distance with its interval, that over that of the chain, which says little where the chain is at about
+    zero, and the cost.
+    """
+    span = "uncorrected" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]"
     cost = "" if row["share"] is None else f"; {row['share']:.2f} of the teacher's CPU time"
-    return f"{name:<46} {row['value'] / whole:8.2f} {span} of the chain's{cost}"
+    return f"{name:<46} {row['value']:8.4f} {span}, {row['value'] / whole:6.2f} times the chain's{cost}"
 
 
 def table(args: argparse.Namespace, rows: Rows, judge: Judge) -> None:
     """The teacher's chain, its best solver at every number of calls, and the students."""
     whole = rows["chain"]["value"]
-    print(f"teacher: {args.teacher_steps} steps, {rows['teacher']['seconds']} s of CPU; {args.reference} ancestral steps: {whole:.4g}")
-    print(f"training digits drawn anew: {judge.floor().value / whole:.2f} of the chain's")
+    print(f"teacher: {args.teacher_steps} steps, {rows['teacher']['seconds']} s of CPU")
+    print(told(f"teacher, {args.reference} ancestral steps", rows["chain"], whole))
+    floor = judge.floor()
+    print(f"{'training digits drawn anew':<46} {floor.value:8.4f} [{floor.low:.4f}, {floor.high:.4f}]")
     for calls in CALLS:
         found = solvers(rows, calls)
         best = min(found, key=found.__getitem__)
