@@ -1,5 +1,5 @@
-"""Forecasts of a temperature field: this package's ensembles beside persistence, climatology, the change of the days before, and a
-regression by the same network.
+"""Forecasts of a temperature field: this package's ensembles beside persistence, climatology, the expected field, and a regression by the
+same network.
 
     python benchmarks/forecast.py --data era5-2m-temperature-uk-2019-03.grib --minutes 19 --seeds 3 --figure docs/forecast.png
 

@@ -10,7 +10,7 @@ import numpy as np
 from ddpm.data.fields import HOUR, Record
 from ddpm.denoiser.fields import Fields
 
-COLOURS = {"expected": "C4", "model": "C0", "regression": "C1", "climatology": "C2", "persistence": "C3", "truth": "black"}
+COLOURS = {"model": "C0", "regression": "C1", "climatology": "C2", "persistence": "C3", "expected": "C4", "truth": "black"}
 SHOWN = 3  # members
 
 

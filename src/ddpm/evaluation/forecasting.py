@@ -1,4 +1,4 @@
-"""Ensemble forecasts of fields by a trained model, and how good they are beside persistence, the usual change and climatology."""
+"""Ensemble forecasts of fields by a trained model, and how good they are beside persistence, climatology and the expected field."""
 
 from __future__ import annotations
 
