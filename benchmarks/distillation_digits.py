@@ -38,17 +38,14 @@ METHODS: dict[str, Distillation] = {
     "progressive": Progressive(),
     "consistency": Consistency(),
     "consistency, from data": Consistency(source="data"),
-    "consistency, from data, squared": Consistency(source="data", huber=1.0, stages=9),
     "continuous": ContinuousConsistency(),
     "continuous, from data": ContinuousConsistency(source="data"),
-    "continuous, from data, soft": ContinuousConsistency(source="data", soften=10.0),
     "matching": Matching(),
 }
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 8, "continuous, from data": 6, "matching": 7}
-PASSES |= {"consistency, from data, squared": 4, "continuous, from data, soft": 6}
 RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 1e-4}  # learning rates; higher ones are far worse
 FEW = 2000  # updates below which consistency goes through 4 stages instead of 7, and the continuous one begins in finite steps
-FINE = 8  # steps of the teacher that progressive distillation begins with: by DDIM they are as good as the chain of a teacher of 6,000
+FINE = 32  # steps of the teacher that progressive distillation begins with
 SHARE = 8  # a student makes an eighth of the teacher's passes, which in batches of half the size is up to a fifth of the time
 COUNTS = (1, 2, 4)  # steps of students
 CALLS = (1, 2, 4, 8, 16, 32)  # of solvers; beyond 16 DDIM alone

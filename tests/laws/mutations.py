@@ -30,7 +30,7 @@ class Mutation:
     laws: tuple[str, ...]
 
 
-PUPILS = ("test_consistency.py", "test_continuous.py", "test_matching.py")
+PUPILS = ("test_consistency.py", "test_pooled.py", "test_continuous.py", "test_matching.py")
 SAMPLERS = ("test_samplers_stochastic.py", "test_samplers_ode.py")
 MUTATIONS = (
     Mutation(
@@ -115,6 +115,10 @@ MUTATIONS = (
     Mutation(
         *("two answers under different dropout: continuous consistency", "distillation/continuous.py", "        again()\n"),
         *("", PUPILS),
+    ),
+    Mutation(
+        *("rows of another condition in the mean of the batch: consistency", "distillation/consistency.py", " > 0, -torch.inf"),
+        *(" > 1e9, -torch.inf", PUPILS),
     ),
     Mutation(
         *("a difference of rounding: consistency under autocast", "distillation/consistency.py", "autocast(x.device.type, enabled=False)"),

@@ -13,7 +13,7 @@ from worlds import uniforms, unit
 
 from ddpm.denoiser import EDMPreconditioning, V
 from ddpm.distillation import Consistency, ContinuousConsistency, continuous
-from ddpm.distillation.consistency import ConsistencyLoss
+from ddpm.distillation.consistency import ConsistencyLoss, pooled
 from ddpm.distillation.continuous import ContinuousLoss, along, network_output
 from ddpm.distillation.segments import segment_end
 from ddpm.errors import ConfigError
@@ -92,7 +92,8 @@ def test_the_warm_up_leaves_the_networks_own_derivative_out() -> None:
     at = process.at(0.1 + 0.8 * uniforms(COUNT, 5), like=unit(COUNT, 2))
     x0, eps = unit(COUNT, 2), unit(COUNT, 2, seed=6)
     x, rates = process.perturb(x0, eps, at), process.circle_rates(at)
-    v = rates[1] * x0 + rates[2] * eps
+    mean, rest = pooled(x0, eps, at, None)
+    v = rates[1] * mean + rates[2] * rest
     clean = process.clean.like(x)
     output, change = along(model, x, at, None, v, rates, at.alpha * at.sigma)
     for share, ramp in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, V
-from ddpm.distillation.consistency import ConsistencyLoss
+from ddpm.distillation.consistency import ConsistencyLoss, pooled
 from ddpm.distillation.methods import Consistency, ContinuousConsistency, off_circle
 from ddpm.distillation.segments import segment_end
 from ddpm.distillation.teacher import Teacher, masks
@@ -71,7 +71,7 @@ class ContinuousLoss(Loss):
     def source(self, x0: Tensor, x: Tensor, at: At, cond: Cond, eps: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) whose velocity the trajectory follows."""
         if self.settings.source == "data":
-            return x0, eps
+            return pooled(x0, eps, at, cond)
         said = self.teacher(x, at, cond)
         return said.x0, said.eps
 

@@ -131,9 +131,7 @@ class Consistent(Distillation):
     a jump, alpha_e x0_hat + sigma_e eps_hat. Reference: Heek et al., 2024, arXiv:2403.06807, algorithm 1 (where x0 is compared, here x_e).
     """
 
-    source: Literal["teacher", "data"] = setting(
-        "teacher", "whose trajectory it is: by the teacher's flow, or the same data with the same noise"
-    )
+    source: Literal["teacher", "data"] = setting("teacher", "whose trajectory it is: by the teacher's flow, or by the data of the batch")
     steps: int = setting(
         1, "jumps of the student, its only way then; 1: a map to the data, which takes any number of steps", low=1, high=1024
     )
@@ -153,23 +151,20 @@ class Consistent(Distillation):
 class Consistency(Consistent):
     """The prediction at t is fitted to the student's own at a nearby s < t of the same trajectory, whose end it must share.
 
-    x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the same data with the same noise (source = data:
-    consistency training, where the teacher is only the start; its target is right in the mean, so a metric like a norm, whose best answer
-    is a median, leads samples of few numbers astray: `huber`). s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level
-    u = sigma/(alpha + sigma), counted from the segment's end, gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s is the end) a step
-    of the teacher is regressed, in a map its mean, or the data.
+    x_s is where the teacher's flow leads from x_t by Heun's step (source = teacher), or the data of the batch by Euler's (source = data:
+    consistency training, where the teacher is only the start): the same data with the same noise, in the mean over which row of the batch
+    x_t was made of. s comes closer to t as training goes on: u_s = (1 - gap) u_t in the level u = sigma/(alpha + sigma), counted from the
+    segment's end, gap = 2^-k in stage k = first, first + 1 ...; at k = 0 (s is the end) a step is regressed, in a map the mean of the
+    teacher, or of the batch.
 
     Reference: Song et al., 2023, arXiv:2303.01469, algorithms 2 and 3; no average as target, Pseudo-Huber metric, weight 1/(u_t - u_s):
-    Song, Dhariwal, 2023, arXiv:2310.14189, table 1; the shrinking gap: Geng et al., 2024, arXiv:2406.14548, section 3 (there in sigma).
+    Song, Dhariwal, 2023, arXiv:2310.14189, table 1; the shrinking gap: Geng et al., 2024, arXiv:2406.14548, section 3 (there in sigma);
+    the mean over the batch: Wang et al., 2024, arXiv:2410.18958 (variance-reduced target).
     """
 
     stages: int = setting(7, "stages of equal length; the gap is halved from each to the next", low=1, high=MOST + 1)
     first: int = setting(1, "stage to begin with; 0 regresses the data, or the teacher's mean", low=0, high=MOST)
-    huber: float = setting(
-        0.00054,
-        "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; 1: nearly the squared error, which samples of few numbers want with source = data",
-        above=0.0,
-    )
+    huber: float = setting(0.00054, "c/sqrt(D) of the metric sqrt(|d|^2 + c^2) - c; 1: nearly the squared error", above=0.0)
 
     def __post_init__(self) -> None:
         last = self.first + self.stages - 1
@@ -209,9 +204,7 @@ class ContinuousConsistency(Consistent):
         high=1.0,
     )
     clock: float = setting(10.0, "what the student's clock reads at t = 1, where the teacher's reads more", above=0.0)
-    soften: float = setting(
-        0.1, "c of the tangent g/(|g| + c); large: hardly normalised, which samples of few numbers want with source = data", above=0.0
-    )
+    soften: float = setting(0.1, "c of the tangent g/(|g| + c); large: hardly normalised", above=0.0)
 
     told_as: ClassVar[str] = "continuous consistency"
 
