@@ -28,8 +28,10 @@ class Student:
         check(self, [f"times: got {self.times}, must fall strictly within (0, 1]{' and not be empty' * lost}"] if lost or not falls else [])
 
 
-def refusal(meaning: str) -> str:
-    """Why a denoiser of this meaning cannot be walked, guided or scored as one of meaning "mean", and the way out."""
-    if meaning == "step":
-        return "this model was distilled to jump from each of its own instants to the next, no mean; use DDIM with eta 0 and its steps"
-    return "this model predicts where a trajectory ends, not a mean; use the Consistency sampler, or the teacher it was distilled from"
+def refusal(meaning: str, *, walk: bool = False) -> str:
+    """Why a denoiser of this meaning cannot be guided, scored or, with `walk`, walked as one of meaning "mean", and the way out."""
+    why, ways = {
+        "step": ("was distilled to jump from each of its own instants to the next, no mean", "DDIM with eta 0 and its steps, or "),
+        "map": ("predicts where a trajectory ends, not a mean", "the Consistency sampler, or "),
+    }[meaning]
+    return f"this model {why}; use {ways if walk else ''}the teacher it was distilled from"

@@ -75,7 +75,7 @@ class Adaptive:
         taken as its mean, alpha x. Raises ConfigError for a model that predicts no mean, and where `calls` do not suffice.
         """
         if model.meaning != "mean":
-            raise ConfigError(f"sampler Adaptive: {refusal(model.meaning)}")
+            raise ConfigError(f"sampler Adaptive: {refusal(model.meaning, walk=True)}")
         process = model.process
         first = process.at(process.schedule.first)
         begin, end = (moment if isinstance(moment, At) else process.at(moment) for moment in (start, stop))

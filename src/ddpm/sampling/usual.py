@@ -55,7 +55,7 @@ def way(denoiser: Denoiser, sampler: Sampler | Adaptive | str | None, steps: int
     if isinstance(chosen, Sampler) and not chosen.reads(denoiser.meaning):
         if denoiser.meaning == "mean":
             raise ConfigError(f"sampler {type(chosen).__name__}: is for distilled models, and this one predicts a mean; use another")
-        raise ConfigError(f"sampler {name_of(chosen)}: {refusal(denoiser.meaning)}")
+        raise ConfigError(f"sampler {name_of(chosen)}: {refusal(denoiser.meaning, walk=True)}")
     count = steps if steps is not None else usual_steps(denoiser)
     if denoiser.times and (count != len(denoiser.times) or not (grid is None or grid == Listed(at=denoiser.times))):
         raise ConfigError(
