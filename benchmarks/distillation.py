@@ -10,8 +10,8 @@ DDIM; for matching, which learns no trajectories, the sliced Wasserstein distanc
 
 digits: the teacher is the digits recipe, trained for --teacher-steps. Every student makes an eighth of its network passes (a forward pass
 counts 1, a training pass 3, of a sample), in updates of --student-batch; students drop nothing, and are never asked without a class.
-Frechet distance of --n samples to the training digits, by an encoder trained on them, over that of the teacher's --reference steps of its
-own chain, all with the classes in the very shares of the data; beside it the teacher at as many calls, by the best of four solvers on three
+Frechet distance of --n samples to the training digits, by an encoder trained on them, beside that of the teacher's --reference steps of its
+own chain, all with the classes in the very shares of the data, and of the teacher at as many calls, by the best of four solvers on three
 grids. Each student is trained in a process of its own, --processes side by side; costs are CPU seconds. FOLDER/rows.json keeps every row.
 
 cost: the CPU time of every student's training over the teacher's, by short runs of all of them in turns: what a row says of its own

@@ -251,18 +251,17 @@ def solvers(rows: Rows, calls: int) -> dict[str, float]:
     return {name: row["value"] for name, row in rows.items() if row.get("kind") == "solver" and row["calls"] == calls}
 
 
-def told(name: str, row: dict[str, Any], whole: float) -> str:
-    """A line of the table: the distance with its interval, that over that of the chain, which says little where the chain is at about
-    zero, and the cost.
-    """
+def told(name: str, row: dict[str, Any], whole: dict[str, Any]) -> str:
+    """A line of the table: the distance with its interval, that over that of the chain unless the chain may be at zero, and the cost."""
     span = "uncorrected" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]"
+    ratio = f", {row['value'] / whole['value']:6.2f} times the chain's" if (whole["low"] or 0.0) > 0.0 else ""
     cost = "" if row["share"] is None else f"; {row['share']:.2f} of the teacher's CPU time"
-    return f"{name:<46} {row['value']:8.4f} {span}, {row['value'] / whole:6.2f} times the chain's{cost}"
+    return f"{name:<46} {row['value']:8.4f} {span}{ratio}{cost}"
 
 
 def table(args: argparse.Namespace, rows: Rows, judge: Judge) -> None:
     """The teacher's chain, its best solver at every number of calls, and the students."""
-    whole = rows["chain"]["value"]
+    whole = rows["chain"]
     print(f"teacher: {args.teacher_steps} steps, {rows['teacher']['seconds']} s of CPU")
     print(told(f"teacher, {args.reference} ancestral steps", rows["chain"], whole))
     floor = judge.floor()
