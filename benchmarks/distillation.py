@@ -156,7 +156,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000, help="exact: updates of each student")
     parser.add_argument("--batch", type=int, default=512, help="exact: points an update")
     parser.add_argument(
-        "--lr", type=float, default=None, help="of students; none: 1e-3, on the digits 2e-3 for progressive and 1e-4 for the others"
+        "--lr",
+        type=float,
+        default=None,
+        help="of students; none: 1e-3, on the digits 2e-3 for progressive, 5e-5 for matching and 1e-4 for the others",
     )
     parser.add_argument("--teacher-steps", type=int, default=6000)
     parser.add_argument("--student-batch", type=int, default=32, help="digits: samples an update; the teacher has 64")

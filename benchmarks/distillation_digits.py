@@ -43,7 +43,7 @@ METHODS: dict[str, Distillation] = {
     "matching": Matching(),
 }
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 8, "continuous, from data": 6, "matching": 7}
-RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 1e-4}  # learning rates; higher ones are far worse
+RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 5e-5}  # learning rates; higher ones are far worse
 FEW = 2000  # updates below which consistency goes through 4 stages instead of 7, and the continuous one begins in finite steps
 FINE = 32  # steps of the teacher that progressive distillation begins with
 SHARE = 8  # a student makes an eighth of the teacher's passes, which in batches of half the size is up to a fifth of the time

@@ -217,7 +217,7 @@ def test_what_cannot_be_distilled_is_refused(teacher: Path, data: Dataset, tmp_p
 @pytest.mark.parametrize(("how", "method", "said"), [
     ({"parameterization": X0()}, Consistency(), "wants a prediction of x0"),
     ({"parameterization": PosteriorMean()}, Matching(), "wants a prediction of x0"),
-    ({"schedule": Cosine(T=50)}, Consistency(), "has only 50; use progressive"),
+    ({"schedule": Cosine(T=50)}, Consistency(), "has only 50; use progressive, or guidance"),
     ({"cond_dropout": 0.0}, Guidance(), "cond_dropout 0"),
     ({"cond_dropout": 0.0}, Progressive(guidance=2.0), "cond_dropout 0"),
     ({}, Consistency(teacher="x"), "filled in from the teacher"),
@@ -407,6 +407,7 @@ def test_settings_without_effect_are_refused() -> None:
         lambda: ContinuousConsistency(source="data", guidance=2.0),
         lambda: Matching(low=0.9, high=0.1),
         lambda: DistillConfig(method=Matching(), rounds=2),
+        lambda: DistillConfig(method=Guidance(), steps=4),
     ]
     for make in makers:
         with pytest.raises(ConfigError):

@@ -117,8 +117,16 @@ MUTATIONS = (
         *("", PUPILS),
     ),
     Mutation(
-        *("rows of another condition in the mean of the batch: consistency", "distillation/consistency.py", " > 0, -torch.inf"),
-        *(" > 1e9, -torch.inf", PUPILS),
+        *("rows of another condition in the mean of the batch: consistency", "distillation/consistency.py", "pooled(x0, eps, t, cond)"),
+        *("pooled(x0, eps, t, None)", PUPILS),
+    ),
+    Mutation(
+        *("rows of another condition in the mean of the batch: continuous", "distillation/continuous.py", "pooled(x0, eps, at, cond)"),
+        *("pooled(x0, eps, at, None)", PUPILS),
+    ),
+    Mutation(
+        *("hidden rows told apart: the mean of the batch", "distillation/pooled.py", "            unlike &= ~(hidden[:, None] & hidden)\n"),
+        *("", PUPILS),
     ),
     Mutation(
         *("a difference of rounding: consistency under autocast", "distillation/consistency.py", "autocast(x.device.type, enabled=False)"),

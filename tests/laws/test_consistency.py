@@ -15,7 +15,8 @@ from worlds import normal_data, uniforms, unit
 
 from ddpm.denoiser import Student
 from ddpm.distillation import Consistency, ContinuousConsistency
-from ddpm.distillation.consistency import ConsistencyLoss, below, heun, pooled
+from ddpm.distillation.consistency import ConsistencyLoss, below, heun
+from ddpm.distillation.pooled import pooled
 from ddpm.distillation.segments import segment_end
 from ddpm.distillation.teacher import Teacher
 from ddpm.objective import Draws, LogitNormal

@@ -13,8 +13,9 @@ from worlds import uniforms, unit
 
 from ddpm.denoiser import EDMPreconditioning, V
 from ddpm.distillation import Consistency, ContinuousConsistency, continuous
-from ddpm.distillation.consistency import ConsistencyLoss, pooled
+from ddpm.distillation.consistency import ConsistencyLoss
 from ddpm.distillation.continuous import ContinuousLoss, along, network_output
+from ddpm.distillation.pooled import pooled
 from ddpm.distillation.segments import segment_end
 from ddpm.errors import ConfigError
 from ddpm.objective import Draws, LogitNormal

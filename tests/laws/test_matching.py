@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from pupils import COUNT, Answering, Bell, drawn, network
 from torch import Tensor, nn
@@ -107,9 +108,10 @@ def test_the_generator_begins_with_noise_and_goes_on_from_data() -> None:
     torch.testing.assert_close(x[~first], process.perturb(x0, draws.eps, at)[~first])
 
 
-def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_of_the_whole_range() -> None:
-    """Its gradient is (x0_fake - x0_teacher) over the mean of |made - x0_teacher|, an entry, at t even in [low, high]."""
-    process, settings = Process(Cosine(T=None, clip=None)), Matching(low=0.1, high=0.9)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_of_the_whole_range(steps: int) -> None:
+    """Its gradient is (x0_fake - x0_teacher) over the mean of |made - x0_teacher|, an entry, at t even in [low, high] whatever its step."""
+    process, settings = Process(Cosine(T=None, clip=None)), Matching(low=0.1, high=0.9, steps=steps)
     bell, draws = Bell(process), drawn()
     made = nn.Parameter(bell.data(COUNT, seed=11))
     asked: list[tuple[Tensor, At]] = []
@@ -123,7 +125,7 @@ def test_the_generator_follows_the_normalised_difference_of_the_two_at_instants_
     loss.fake = three_bumps(process)
     loss(Answering(process, lambda x, at: made, settings.student(process)), bell.data(COUNT), None, draws).sum().backward()
     x, at = asked[0]
-    torch.testing.assert_close(at.t.flatten(), 0.1 + 0.8 * draws.u)
+    torch.testing.assert_close(at.t.flatten(), 0.1 + 0.8 * (steps * draws.u % 1.0))
     torch.testing.assert_close(x, process.perturb(made.detach(), draws.z, at))
     real = bell.exact(x, at).x0
     size = (made.detach() - real).abs().mean(1, keepdim=True)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from members import named, schedules
-from pupils import Bell
+from pupils import Bell, network
+from torch import Tensor
 from torch.testing import assert_close
 from worlds import uniforms, unit
 
-from ddpm.distillation.consistency import pooled
+from ddpm.denoiser import Cond
+from ddpm.distillation import Consistency, ContinuousConsistency
+from ddpm.distillation.consistency import ConsistencyLoss, below
+from ddpm.distillation.continuous import ContinuousLoss
+from ddpm.distillation.pooled import MOST, pooled
+from ddpm.distillation.segments import segment_end
 from ddpm.process import At, Cosine, Process, Schedule
 
-COUNT = 3000
+COUNT = 1000
 
 
 def levels(process: Process, count: int) -> At:
@@ -37,15 +43,52 @@ def test_it_is_the_mean_of_the_rows_by_their_density(schedule: Schedule) -> None
 def test_only_rows_of_the_same_condition_count() -> None:
     process = Process(Cosine())
     x0, eps, at = unit(6, 2, seed=1), unit(6, 2, seed=2), process.at(torch.full((6,), 0.7, dtype=torch.float64)).like(unit(6, 2))
-    kinds = torch.tensor([0, 1, 0, 1, 1, 2])
+    kinds = torch.tensor([0, 1, 0, 1, 0, 2])
     hidden, vector = torch.tensor([False, True, False, False, True, False]), torch.zeros(6, 3, 2)
-    found, noise = pooled(x0, eps, at, {"class": kinds, "null": hidden, "vector": vector})
+    vector[4, 0, 0] = 1.0
+    found, noise = pooled(x0, eps, at, {"class": kinds, "null": hidden, "vector": vector})  # rows 1 and 4: nothing is told of them
     for rows in ([0, 2], [1, 4], [3], [5]):
         alone = pooled(x0[rows], eps[rows], At(*(level[rows] for level in at)), None)
         assert_close((found[rows], noise[rows]), alone)
     assert torch.equal(found[[3, 5]], x0[[3, 5]]), "a row that is alone is itself"
     vector[2, 1, 1] = 1e-6
     assert torch.equal(pooled(x0, eps, at, {"class": kinds, "vector": vector})[0][[0, 2]], x0[[0, 2]])
+    large = 2**24 + torch.tensor([0, 1, 2, 3, 4, 5])  # alike in float32
+    assert torch.equal(pooled(x0, eps, at, {"class": large})[0], x0)
+    for key, seen in (("augment", unit(6, 9)), ("low", unit(6, 2)), ("mask", torch.eye(6) > 0)):  # of hidden rows, too
+        assert torch.equal(pooled(x0, eps, at, {"null": torch.ones(6, dtype=torch.bool), key: seen})[0], x0)
+
+
+def test_many_rows_are_compared_some_at_a_time() -> None:
+    process = Process(Cosine())
+    x0, eps, at = unit(MOST + 3, 2, seed=1), unit(MOST + 3, 2, seed=2), levels(process, MOST + 3)
+    kinds = torch.arange(MOST + 3) % 3
+    found = pooled(x0, eps, at, {"class": kinds})
+    for rows in (slice(0, MOST), slice(MOST, MOST + 3)):
+        assert_close([part[rows] for part in found], list(pooled(x0[rows], eps[rows], at.take(rows), {"class": kinds[rows]})))
+
+
+def test_both_losses_follow_the_rows_of_a_samples_own_condition() -> None:
+    """Each class by itself gives the same targets as both in one batch; as one class they would be others."""
+    process = Process(Cosine(T=None, clip=None))
+    kinds, x0, eps = torch.arange(40) % 2, unit(40, 2, seed=1), unit(40, 2, seed=2)
+    x0 = x0 + 4.0 * kinds[:, None]
+    model = network(process, classes=2)
+    finite, limit = ConsistencyLoss(Consistency(source="data")), ContinuousLoss(ContinuousConsistency(source="data"))
+
+    def targets(rows: Tensor, cond: Cond) -> list[Tensor]:
+        t = process.at(torch.full((len(rows),), 0.9, dtype=torch.float64))
+        end = segment_end(process, (), t.t)
+        s, t, end = (at.like(x0) for at in (below(process, t, end, 0.5), t, end))
+        given = x0[rows], process.perturb(x0[rows], eps[rows], t)
+        return [finite.target(model, *given, t, s, end, cond, eps[rows]), limit.tangent(model, *given, t, end, cond, eps[rows])]
+
+    together = targets(torch.arange(40), {"class": kinds})
+    for kind in (0, 1):
+        rows = (kinds == kind).nonzero().flatten()
+        assert_close([found[rows] for found in together], targets(rows, {"class": kinds[rows]}))
+    mixed = targets(torch.arange(40), {"class": torch.zeros_like(kinds)})
+    assert all((one - other)[kinds == 0].abs().max() > 1e-3 for one, other in zip(together, mixed, strict=True))
 
 
 @pytest.mark.parametrize("size", [2, 5, COUNT])
@@ -62,7 +105,7 @@ def test_it_is_right_on_average_and_nearer_to_the_truth(size: int) -> None:
         if len(moments) > 1:
             assert abs(float(moments.mean())) < 4.0 * float(moments.std()) / len(moments) ** 0.5
     errors = [float((which - truth).square().mean().sqrt()) for which in (found, x0)]
-    assert errors[0] < {2: 0.9, 5: 0.7, COUNT: 0.15}[size] * errors[1], errors
+    assert errors[0] < {2: 0.9, 5: 0.7, COUNT: 0.25}[size] * errors[1], errors
 
 
 def test_autocast_does_not_round_it() -> None:

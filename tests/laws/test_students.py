@@ -65,6 +65,34 @@ def test_pairs_are_drawn_evenly_and_the_last_ends_clean() -> None:
     assert s.t.tolist() == [0.5, 0.5, 0.0, 0.0] and s.sigma.tolist()[-1] == 0.0
 
 
+def test_student_and_teacher_are_told_the_same_scale_where_the_teacher_was_told_one() -> None:
+    """Of every sample another one, from 1 to the largest; none where the teacher knows none."""
+    process, told = Process(Straight()), dict[str, list[Any]]()
+
+    class Watched(Answering):
+        """Keeps what it is told."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(process, lambda x, at: torch.zeros_like(x))
+            self.name = name
+
+        def forward(self, x: Tensor, at: At, cond: Any = None) -> Prediction:
+            told.setdefault(self.name, []).append((cond or {}).get("guidance"))
+            return super().forward(x, at, cond)
+
+    for most in (4.0, 1.0):
+        told.clear()
+        loss = taught(ProgressiveLoss(Progressive(fine=(1.0, 0.75, 0.5, 0.25), told=most)), Watched("teacher"))
+        loss(Watched("student"), unit(COUNT, 2), {"class": torch.zeros(COUNT, dtype=torch.long)}, drawn())
+        scales = [*told["teacher"], *told["student"]]
+        assert len(scales) == 3
+        if most == 1.0:
+            assert scales == [None] * 3
+            continue
+        assert all(torch.equal(scale, scales[0]) for scale in scales)
+        assert scales[0].min() >= 1.0 and scales[0].max() <= most and scales[0].max() - scales[0].min() > 2.0
+
+
 def test_students_walk_their_own_instants_to_the_teachers_end() -> None:
     """A chain of exact jumps between four instants is the teacher's walk over eight, whatever is asked for by name or not at all."""
     process = Process(Cosine())

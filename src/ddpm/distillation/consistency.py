@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser
 from ddpm.distillation.methods import Consistency
+from ddpm.distillation.pooled import pooled
 from ddpm.distillation.segments import jump, segment_end
 from ddpm.distillation.teacher import Teacher, masks
 from ddpm.objective.losses import Draws, Loss
@@ -94,29 +95,6 @@ def heun(teacher: Teacher, process: Process, x: Tensor, t: At, s: At, cond: Cond
     clean = s.sigma == 0
     end = teacher(torch.where(clean, x, scale_s * euler), askable(s, t), cond)
     return scale_s * torch.where(clean, euler, y + (u_s - u_t) * 0.5 * (slope + end.eps - end.x0))
-
-
-def pooled(x0: Tensor, eps: Tensor, at: At, cond: Cond) -> tuple[Tensor, Tensor]:
-    """(x0, eps) of x_t = alpha x0 + sigma eps, each (B, *D), in the mean over which row of the batch x_t was made of, among those of its
-    condition: x0 becomes sum_j w_ij x0_j with w_ij ~ exp(-|x_i - alpha_i x0_j|^2/(2 sigma_i^2)), eps (x_t - alpha x0)/sigma.
-
-    Rows are drawn alike, so given x_t the mean over batches is what it was, E[x0 | x_t], for a batch of any size; only chance is less.
-    Reference: Xu, Tong, Jaakkola, 2023, arXiv:2302.00670 (stable target field); in consistency training: Wang et al., 2024,
-    arXiv:2410.18958 (variance-reduced target).
-    """
-    with torch.autocast(x0.device.type, enabled=False):
-        ratio, flat, noise = (at.alpha / at.sigma).reshape(-1, 1), x0.flatten(1), eps.flatten(1)
-        towards = (noise * flat).sum(1, keepdim=True) - noise @ flat.T  # eps_i . (x0_i - x0_j)
-        logits = -0.5 * (ratio * apart(flat)).square() - ratio * towards  # of w_ij / w_ii, without differences of large squares
-        for value in (cond or {}).values():
-            logits = logits.masked_fill(apart(value.reshape(len(x0), -1).to(x0)) > 0, -torch.inf)
-        mean = (logits.softmax(1) @ flat).reshape(x0.shape)
-    return mean, eps + ratio.reshape(-1, *[1] * (x0.ndim - 1)) * (x0 - mean)
-
-
-def apart(rows: Tensor) -> Tensor:
-    """|row_i - row_j|, (B, B), exactly 0 where they are alike."""
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def distance(gap: Tensor, huber: float) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ddpm.denoiser import Cond, Denoiser, V
-from ddpm.distillation.consistency import ConsistencyLoss, pooled
+from ddpm.distillation.consistency import ConsistencyLoss
 from ddpm.distillation.methods import Consistency, ContinuousConsistency, off_circle
+from ddpm.distillation.pooled import pooled
 from ddpm.distillation.segments import segment_end
 from ddpm.distillation.teacher import Teacher, masks
 from ddpm.errors import ConfigError

@@ -52,8 +52,8 @@ class DistillConfig:
 
     method: Distillation = setting(Consistency(), "how to distil", group="what")
     steps: int | None = setting(
-        None, "steps the student is made for, and takes (none: progressive 4, consistency and matching 1); a guidance student, and a "
-        "consistent one made for 1, takes any number", low=1, high=1024, group="what",
+        None, "steps the student is made for, and takes (none: progressive 4, consistency and matching 1); a consistent one made for 1 "
+        "takes any number, and so does a guidance student, for which this is left out", low=1, high=1024, group="what",
     )  # fmt: skip
     rounds: int | None = setting(
         None, "of progressive: times the number of steps is halved, ending at --steps; none: 4", low=1, high=12, group="what"
@@ -87,6 +87,8 @@ class DistillConfig:
             problems.append(f"steps: got {self.steps}, and method.steps {steps}; leave one of them out")
         if self.rounds is not None and not isinstance(self.method, Progressive):
             problems.append(f"rounds: got {self.rounds}, but only progressive goes in rounds; leave it out")
+        if self.steps is not None and isinstance(self.method, Guidance):
+            problems.append(f"steps: got {self.steps}, but a guidance student takes any number; leave it out")
         check(self, problems)
 
     @property
@@ -141,7 +143,11 @@ def distill(
             print(line, file=sys.stderr, flush=True)
 
     config = config or DistillConfig()
+    if not isinstance(config, DistillConfig):  # pyright: ignore[reportUnnecessaryIsInstance]  (a method by itself is an easy slip)
+        raise ConfigError(f"config: got {type(config).__name__}; a method goes into DistillConfig(method=...)")
     runs = _runs(teacher, config)
+    if runs[-1].resolve() == Path(teacher).resolve():
+        raise ConfigError(f"out: {runs[-1]} is the teacher itself; use another --out")
     origin = find_origin(runs[0], teacher, say)
     saved = origin.saved
     settled = _settled(saved, str(teacher), config)
@@ -201,10 +207,13 @@ def _settled(saved: Checkpoint, teacher: str, config: DistillConfig) -> Distilla
         problems.append(f"guidance: got {method.guidance:g}, but {teacher} is told its scale, as the student will be; leave it at 1")
     length = Process(_schedule(saved)).schedule.T
     if length is not None and length < SHORT and not isinstance(method, Progressive | Guidance):
-        problems.append(f"method: {name} asks between the steps of the chain, of which this one has only {length}; use progressive")
+        problems.append(
+            f"method: {name} asks between the steps of the chain, of which this one has only {length}; use progressive, or guidance"
+        )
     if not isinstance(method, Progressive | Guidance) and kind in ("X0", "PosteriorMean"):
         problems.append(
-            f"method: {name} wants a prediction of x0 that is x where there is no noise, which {kind} does not give; use progressive"
+            f"method: {name} wants a prediction of x0 that is x where there is no noise, which {kind} does not give; use progressive, or "
+            "guidance"
         )
     if isinstance(method, ContinuousConsistency) and (why := off_circle(Process(_schedule(saved)), kind)):
         problems.append(why)
@@ -235,7 +244,7 @@ def _same_rounds(folder: Path, fine: tuple[float, ...], config: DistillConfig) -
         replace_text(path, json.dumps(wanted))
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    if begun != wanted:
+    if begun["instants"] != wanted["instants"] or (config.halvings > 1 and begun["updates"] != wanted["updates"]):
         before = f"{len(begun['instants'])} instants and {begun['updates']} updates a round"
         raise ConfigError(
             f"{folder}: was begun with {before}, not {len(fine)} and {config.updates}; every round is the next one's teacher, so none can "

@@ -148,7 +148,8 @@ def _resume(
     again = f"restart {attempt}/{allowed}: " if attempt != "0" else ""
     say(f"{again}Resumed from step {state.step} (verified)")
     if state.step >= config.steps:
-        say(f"{run} has {state.step} steps already; a larger --steps continues it")
+        flag = "--updates" if getattr(config.loss, "teacher", "") else "--steps"  # of ddpm distill, and of ddpm train
+        say(f"{run} has {state.step} steps already; a larger {flag} continues it")
 
 
 def _main_first(world: World, make: Callable[[], Dataset]) -> Dataset:
