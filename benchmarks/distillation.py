@@ -163,6 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--teacher-steps", type=int, default=6000)
     parser.add_argument("--student-batch", type=int, default=32, help="digits: samples an update; the teacher has 64")
+    parser.add_argument("--fine", type=int, default=32, help="digits: steps of the teacher that progressive students begin with")
     parser.add_argument("--reference", type=int, default=1000, help="digits: steps of the teacher's chain")
     parser.add_argument("--n", type=int, default=5000, help="digits: samples a row")
     parser.add_argument("--seed", type=int, default=0)

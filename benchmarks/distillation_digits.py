@@ -45,7 +45,6 @@ METHODS: dict[str, Distillation] = {
 PASSES = {"progressive": 5, "consistency": 6, "consistency, from data": 4, "continuous": 8, "continuous, from data": 6, "matching": 7}
 RATES = {Progressive: 2e-3, Consistency: 1e-4, ContinuousConsistency: 1e-4, Matching: 5e-5}  # learning rates; higher ones are far worse
 FEW = 2000  # updates below which consistency goes through 4 stages instead of 7, and the continuous one begins in finite steps
-FINE = 32  # steps of the teacher that progressive distillation begins with
 SHARE = 8  # a student makes an eighth of the teacher's passes, which in batches of half the size is up to a fifth of the time
 COUNTS = (1, 2, 4)  # steps of students
 CALLS = (1, 2, 4, 8, 16, 32)  # of solvers; beyond 16 DDIM alone
@@ -55,7 +54,7 @@ TIMED, TURNS = (20, 140), 3  # updates of two runs whose difference gives the ti
 BLOCK = 1000  # samples of the chain that are one job
 Rows = dict[str, dict[str, Any]]
 Job = Callable[[], Rows]
-SAME = ("teacher_steps", "student_batch", "lr", "reference", "n", "seed")  # what rows of one folder have in common
+SAME = ("teacher_steps", "student_batch", "lr", "fine", "reference", "n", "seed")  # what rows of one folder have in common
 
 
 def settings(args: argparse.Namespace) -> TrainConfig:
@@ -83,7 +82,7 @@ def students(args: argparse.Namespace, name: str) -> Iterator[Student]:
     """The runs of a method, one for each number of steps. Each makes the same share of the teacher's passes."""
     method, teacher = METHODS[name], settings(args)
     for steps in COUNTS:
-        rounds = int(math.log2(FINE // steps)) if isinstance(method, Progressive) else None
+        rounds = int(math.log2(args.fine // steps)) if isinstance(method, Progressive) else None
         updates = max(1, teacher.steps * 3 * teacher.batch // (SHARE * args.student_batch * PASSES[name] * (rounds or 1)))
         if isinstance(method, Consistency) and updates < FEW:
             method = replace(method, stages=4)
