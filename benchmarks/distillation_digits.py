@@ -156,7 +156,7 @@ def costs(args: argparse.Namespace) -> dict[str, float]:
     that other work on the machine slows all of them alike.
     """
     folder, whole, found = args.folder / "timed", settings(args), dict[str, list[float]]()
-    last = {name: list(students(args, name))[-1].config for name in args.methods}  # of progressive the one of a single round
+    last = {name: list(students(args, name))[-1].config for name in args.methods}  # of progressive the one of fewest rounds
 
     def short(name: str, updates: int) -> float:
         shutil.rmtree(folder, ignore_errors=True)
