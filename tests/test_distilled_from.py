@@ -46,7 +46,8 @@ def asked(out: Path, method: Distillation | None = None, **changes: Any) -> Dist
     """A distillation of a few updates."""
     method = method or Consistency()
     rounds = 2 if isinstance(method, Progressive) else None
-    base = DistillConfig(method=method, steps=2, rounds=rounds, updates=4, batch=8, out=str(out), preview=0, threads=1)
+    steps = None if isinstance(method, Guidance) else 2
+    base = DistillConfig(method=method, steps=steps, rounds=rounds, updates=4, batch=8, out=str(out), preview=0, threads=1)
     return replace(base, **{"checkpoint_every": 2, **changes})
 
 
@@ -124,9 +125,12 @@ def test_another_teacher_is_refused(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_student_is_left_alone(teacher: Path, tmp_path: Path) -> None:
-    """A run of another kind, and a folder in which the teacher itself lies where the copy would."""
-    with pytest.raises(CheckpointError, match="no teacher/"):
+    """The teacher, a run of another kind, and a folder in which the teacher itself lies where the copy would."""
+    with pytest.raises(ConfigError, match="is the teacher itself"):
         quiet(teacher, asked(teacher))
+    shutil.copytree(teacher, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="no teacher/"):
+        quiet(teacher, asked(tmp_path / "other"))
     shutil.copytree(teacher, tmp_path / "runs" / "teacher")
     before = sorted(path.name for path in (tmp_path / "runs").rglob("*"))
     with pytest.raises(ConfigError, match="would be replaced"):
