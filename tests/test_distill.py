@@ -39,7 +39,7 @@ from ddpm.process import Cosine, Straight
 from ddpm.sampling import DDIM, Ancestral
 from ddpm.sampling import Consistency as ConsistencySampler
 from ddpm.training import Finished, Trainer
-from ddpm.training.checkpoints.checkpoint import Checkpoint
+from ddpm.training.checkpoints.checkpoint import Checkpoint, newest
 from ddpm.training.config import OptimizerSettings
 from ddpm.training.state import load_with_card
 from ddpm.training.tricks import Tricks
@@ -152,6 +152,22 @@ def test_progressive_runs_a_round_after_another_and_not_twice(teacher: Path, dat
     for other in ({"rounds": 3}, {"updates": 9}):
         with pytest.raises(ConfigError, match="next one's teacher"):
             quiet(teacher, asked(Progressive(), out, **other), data)
+
+
+def test_a_single_round_is_made_longer_by_the_flag_that_is_named(
+    teacher: Path, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student"
+    for updates in (6, 6, 9):
+        distill(teacher, asked(Progressive(), out, rounds=1, updates=updates), data=data)
+    assert "has 6 steps already; a larger --updates continues it" in capsys.readouterr().err
+    saved = newest(out)
+    assert saved is not None and saved.step == 9
+
+
+def test_a_method_by_itself_is_no_config(teacher: Path) -> None:
+    with pytest.raises(ConfigError, match="goes into DistillConfig"):
+        distill(teacher, Consistency())  # pyright: ignore[reportArgumentType]
 
 
 def test_pictures_are_distilled_by_every_method(tmp_path: Path) -> None:

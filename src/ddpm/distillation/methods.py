@@ -187,7 +187,8 @@ class ContinuousConsistency(Consistent):
     student therefore gets a slower clock, and learns to read it during the warm-up, whose target is the velocity alone.
 
     Deviations from the published method (with sigma_data = 1): noise levels even in t by default, divided by their density; the warm-up a
-    share of the run; the tangent's norm a root mean square; no learned weight of each level. Where the tangent is small, next to t = 1 and
+    share of the run; the tangent's norm a root mean square; from data the velocity in the mean over the batch, as of Consistency; no
+    learned weight of each level. Where the tangent is small, next to t = 1 and
     wherever the map is found already, such a weight makes up for it, and what is left to be learned is lost among what is not.
 
     Reference: Lu, Song, 2024, arXiv:2410.11081, algorithm 1 (sCD with source = teacher, sCT with source = data) and section 4.1 (clock).

@@ -243,7 +243,7 @@ def _same_rounds(folder: Path, fine: tuple[float, ...], config: DistillConfig) -
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(wanted))
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = json.loads(path.read_text(encoding="utf-8"))  # a single round is nobody's teacher, and may be made longer
     if begun["instants"] != wanted["instants"] or (config.halvings > 1 and begun["updates"] != wanted["updates"]):
         before = f"{len(begun['instants'])} instants and {begun['updates']} updates a round"
         raise ConfigError(

@@ -117,7 +117,14 @@ def logical_shards(config: TrainConfig, saved: int | None, size: int, say: Calla
 
 
 def _resume(
-    run: Path, config: TrainConfig, dataset: Dataset, state: RunState, saved: Checkpoint | None, world: World, say: Callable[[str], None]
+    run: Path,
+    config: TrainConfig,
+    dataset: Dataset,
+    state: RunState,
+    saved: Checkpoint | None,
+    origin: Origin | None,
+    world: World,
+    say: Callable[[str], None],
 ) -> None:
     """Continue from a checkpoint of the run, or start from `init`, or from nothing; settings and data are compared first."""
     if saved is not None:
@@ -148,7 +155,7 @@ def _resume(
     again = f"restart {attempt}/{allowed}: " if attempt != "0" else ""
     say(f"{again}Resumed from step {state.step} (verified)")
     if state.step >= config.steps:
-        flag = "--updates" if getattr(config.loss, "teacher", "") else "--steps"  # of ddpm distill, and of ddpm train
+        flag = "--steps" if origin is None else "--updates"  # of ddpm train, and of ddpm distill
         say(f"{run} has {state.step} steps already; a larger {flag} continues it")
 
 
@@ -228,7 +235,7 @@ def _trainer(
     plain = template(denoiser) if config.parallel == "fsdp" and world.size > 1 and not config.sharded_save else None
     state = _state(config, dataset, machine, denoiser, world)
     state.shards = shards
-    _resume(run, config, dataset, state, saved, world, say)
+    _resume(run, config, dataset, state, saved, origin, world, say)
     world.on_main(lambda: check_room(run, config, state, say))
     world.on_main(lambda: drop_after(run, state.step, say))
     if state.step < config.steps:
